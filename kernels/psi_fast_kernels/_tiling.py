@@ -1,0 +1,22 @@
+"""Chunk sizes as pure functions of shape; they bound memory and never change a result."""
+
+
+def draws_per_chunk(samples: int, columns: int, *, budget_bytes: int = 16 * 2**20, itemsize: int = 4) -> int:
+    """How many [samples, samples] problems to hold at once so that a chunk's working set stays near the cache.
+
+    Parameters
+    ----------
+    samples : int
+        Samples per problem (K).
+    columns : int
+        Cluster columns carried per sample (n_init * k_max).
+    budget_bytes, itemsize : int
+        Bytes one chunk may take, and bytes of one number.
+    """
+    per_problem = itemsize * samples * (3 * samples + 4 * columns)
+    return max(1, budget_bytes // per_problem)
+
+
+def rows_per_chunk(bytes_per_row: int, *, budget_bytes: int = 256 * 2**20) -> int:
+    """How many rows of `bytes_per_row` fit into `budget_bytes`, at least one."""
+    return max(1, budget_bytes // max(1, bytes_per_row))

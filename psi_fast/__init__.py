@@ -1,0 +1,10 @@
+"""Calibrated polysemanticity scores for every channel of a vision network."""
+
+from psi_fast.api import score, score_embeddings
+from psi_fast.config import PSIConfig
+from psi_fast.errors import PsiFastError
+from psi_fast.networks import Network, Preprocess
+from psi_fast.scores import Scores
+from psi_fast.store import load
+
+__all__ = ["Network", "PSIConfig", "Preprocess", "PsiFastError", "Scores", "load", "score", "score_embeddings"]

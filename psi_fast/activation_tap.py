@@ -1,0 +1,330 @@
+"""Reading a network's layers: which there are, and what one of them outputs. The only module that registers hooks."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+from torch import nn
+
+from psi_fast.checkpoints import one_line
+from psi_fast.errors import ModelError, nearest
+from psi_fast.forward import channels_last, in_slices
+
+if TYPE_CHECKING:
+    from psi_fast.networks import Network
+
+MAX_PREFIX = 8
+"""Most class and register tokens looked for in front of a square of patch tokens."""
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One layer of a network as one image went through it."""
+
+    name: str
+    """Name of the module, as in `named_modules`."""
+    type: str
+    """Its class."""
+    shape: tuple[int, ...]
+    """Output shape without the batch."""
+    channels: int
+    """Units it has by the layout rule of `ActivationTap`; 0 when the output has other than 2 to 4 dimensions."""
+    calls: int
+    """Times it runs in one forward pass; a layer that runs more than once cannot be tapped."""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where channels and positions lie in a layer's output."""
+
+    channels: int
+    grid: tuple[int, int] | None
+    prefix: int
+    to_positions: Callable[[torch.Tensor], torch.Tensor]  # [B, ...] -> [B, C, P]
+
+
+class _Stop(BaseException):
+    """Ends a forward pass at the tapped layer; no Exception, so that a network's own `except Exception` lets it pass."""
+
+
+class ActivationTap:
+    """Activations of one layer, one [C, P] matrix per image, with no work done behind that layer.
+
+    Layout: in a map [B, C, H, W] axis 1 is the channel. In tokens [B, T, C] the last axis is, and the largest square
+    g * g <= T with at most 8 tokens in front of it is the grid; without one every token stands for the whole image.
+    In a vector [B, C] there is one position. A map whose two equal sides are axes 1 and 2 (Swin's [B, H, W, C]) is
+    read with the channel last; it cannot be told from [B, C, H, W] when C = H = W. Tokens behind the patch
+    tokens, and attention maps [B, heads, T, T] (read as maps with one channel per head), are not recognised.
+
+    Use as a context: inside, the network is in eval mode on `device` with frozen parameters; afterwards, also after an
+    error, training flags, requires_grad, hooks and device are as before. Gradients with respect to the input flow
+    wherever the caller has them enabled. With gradients off on a CPU the batch goes through in slices of
+    `psi_fast.forward.SLICE` images, so that a result does not depend on the batch it came in.
+
+    Parameters
+    ----------
+    network
+        The network and how to feed it.
+    layer
+        A name from `list_layers`.
+    device
+        Where to run. The network is moved there inside the context.
+    at
+        Read the layer's output (the default) or its first input.
+
+    Attributes
+    ----------
+    channels : int
+        Units of the layer (C).
+    grid : tuple[int, int] or None
+        (H, W) of a map, (g, g) of square tokens, None for a vector or tokens without a square.
+    prefix : int
+        Tokens in front of the grid; position `prefix + row * W + column` is the grid's (row, column).
+
+    Raises
+    ------
+    ModelError
+        For an unknown layer, one that runs other than once in a forward pass, one whose output is no floating-point
+        tensor of 2 to 4 dimensions with one row per image, or a network that cannot run on its own preprocess size.
+    """
+
+    def __init__(
+        self, network: "Network", layer: str, device: torch.device, at: Literal["output", "input"] = "output"
+    ) -> None:
+        modules = dict(network.module.named_modules())
+        if layer not in modules or not layer:
+            raise ModelError(
+                f"layer {layer!r} not found in {network.name}{nearest(layer, modules)}; list layers with `psi-fast layers`"
+            )
+        self.network = network
+        self.layer = layer
+        self.device = torch.device(device)
+        self._at = at
+        self._target = modules[layer]
+        self._seen: list[Any] = []
+        self._open = 0
+        self._cleanup = ExitStack()
+        self._memory_format = channels_last(network.module)
+        self._shape, layout = self._examine()
+        self.channels, self.grid, self.prefix = layout.channels, layout.grid, layout.prefix
+        self._to_positions = layout.to_positions
+
+    def __enter__(self) -> Self:
+        if not self._open:
+            with ExitStack() as stack:
+                stack.enter_context(_frozen(self.network.module))
+                stack.enter_context(_moved(self.network, self.device))
+                stack.callback(self._hook(stop=True).remove)
+                self._cleanup = stack.pop_all()
+        self._open += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open -= 1
+        if not self._open:
+            self._cleanup.close()
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        """Activations of a preprocessed batch.
+
+        Parameters
+        ----------
+        batch
+            [B, 3, size, size] float32, any device, normalised as the network's preprocess does.
+
+        Returns
+        -------
+        torch.Tensor
+            [B, C, P] float32 on the tap's device; P = H * W row-major, T or 1. NaN and inf are passed on.
+        """
+        if not self._open:
+            raise RuntimeError("an ActivationTap is called inside `with tap:`")
+        batch = batch.to(self.device).contiguous(memory_format=self._memory_format)
+        if self.device.type == "cpu" and not torch.is_grad_enabled():
+            return in_slices(self._forward, batch)
+        return self._forward(batch)
+
+    def _forward(self, batch: torch.Tensor) -> torch.Tensor:
+        self._seen.clear()
+        try:
+            self.network.module(batch)
+        except _Stop:
+            pass
+        output = self._seen.pop() if self._seen else None
+        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else None
+        if shape != (len(batch), *self._shape):
+            raise ModelError(
+                f"layer {self.layer!r} of {self.network.name} gave {shape} for {len(batch)} images, "
+                f"expected {(len(batch), *self._shape)} as for the first ones; choose a layer whose output keeps its shape"
+            )
+        return self._to_positions(output).float()
+
+    def _hook(self, stop: bool) -> torch.utils.hooks.RemovableHandle:
+        def see(value: Any) -> None:
+            self._seen.append(value)
+            if stop:
+                raise _Stop
+
+        if self._at == "input":
+            return self._target.register_forward_pre_hook(lambda _module, inputs: see(inputs[0] if inputs else None))
+        return self._target.register_forward_hook(lambda _module, _inputs, output: see(output))
+
+    def _examine(self) -> tuple[tuple[int, ...], _Layout]:
+        """Shape of one image's output and its layout, from two blank images through the whole network."""
+        handle = self._hook(stop=False)
+        try:
+            _run(self.network, torch.zeros)
+            seen = list(self._seen)
+        finally:
+            handle.remove()
+            self._seen.clear()
+        where = f"layer {self.layer!r} of {self.network.name}"
+        if len(seen) != 1:
+            raise ModelError(
+                f"{where} runs {len(seen)} times in one forward pass, expected once; choose a layer with 1 in the "
+                "column `calls` of `psi-fast layers`"
+            )
+        output = seen[0]
+        if not isinstance(output, torch.Tensor):
+            raise ModelError(f"{where} gives a {type(output).__name__}, expected one tensor; choose a layer inside it")
+        if not 2 <= output.ndim <= 4 or not output.is_floating_point() or len(output) != 2:
+            raise ModelError(
+                f"{where} gives {output.dtype} {tuple(output.shape)} for 2 images, expected a floating-point "
+                "[2, C, H, W], [2, T, C] or [2, C]; choose another layer"
+            )
+        shape = tuple(output.shape[1:])
+        return shape, _layout(shape)
+
+
+def list_layers(network: "Network") -> list[LayerInfo]:
+    """Every module of `network` that outputs a tensor, in the order they first finish, seen on one blank image.
+
+    Of a tuple, list or mapping (a model output of transformers) the first tensor counts. The network itself, as the
+    unnamed module, is left out. Its state is as before afterwards.
+    """
+    found: dict[str, LayerInfo] = {}
+
+    def record(name: str, module: nn.Module) -> Callable[..., None]:
+        def see(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            tensor = _first_tensor(output)
+            if name in found:
+                first = found[name]
+                found[name] = LayerInfo(name, first.type, first.shape, first.channels, first.calls + 1)
+            elif tensor is not None:
+                shape = tuple(tensor.shape[1:])
+                channels = _layout(shape).channels if 1 <= len(shape) <= 3 else 0
+                found[name] = LayerInfo(name, type(module).__name__, shape, channels, 1)
+
+        return see
+
+    with ExitStack() as stack:
+        for name, module in network.module.named_modules():
+            if name:
+                stack.callback(module.register_forward_hook(record(name, module)).remove)
+        _run(network, torch.zeros, count=1)
+    return list(found.values())
+
+
+def final_linear(network: "Network") -> str:
+    """Name of the nn.Linear whose output is the network's own output.
+
+    Raises
+    ------
+    ModelError
+        When there is none: the head is a convolution, an average of heads, or is followed by other work.
+    """
+    last: list[tuple[str, torch.Tensor]] = []
+
+    def record(name: str) -> Callable[..., None]:
+        return lambda _module, _inputs, output: last.append((name, output))
+
+    def noise(*shape: int, device: torch.device | None) -> torch.Tensor:
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+    with ExitStack() as stack:
+        for name, module in network.module.named_modules():
+            if name and isinstance(module, nn.Linear):
+                stack.callback(module.register_forward_hook(record(name)).remove)
+        result = _first_tensor(_run(network, noise))
+    if not last or result is None or result.ndim != 2 or not torch.equal(last[-1][1], result):
+        raise ModelError(
+            f"{network.name} does not end in an nn.Linear that gives its [B, classes] output, so it has no class "
+            "vectors to compare with; use a classifier that does, such as efficientnet-lite:lite2 or torchvision:resnet50"
+        )
+    return last[-1][0]
+
+
+def _layout(shape: tuple[int, ...]) -> _Layout:
+    """The layout rule of `ActivationTap` for one image's output of 1 to 3 dimensions."""
+    if len(shape) == 1:
+        return _Layout(shape[0], None, 0, lambda output: output.unsqueeze(2))
+    if len(shape) == 2:
+        tokens, channels = shape
+        side = math.isqrt(tokens)
+        prefix = tokens - side * side
+        grid = (side, side) if side and prefix <= MAX_PREFIX else None
+        return _Layout(channels, grid, prefix if grid else 0, lambda output: output.transpose(1, 2))
+    if shape[0] == shape[1] != shape[2]:  # the network's input is square, so equal sides are the picture's
+        return _Layout(shape[2], (shape[0], shape[1]), 0, lambda output: output.permute(0, 3, 1, 2).flatten(2))
+    return _Layout(shape[0], (shape[1], shape[2]), 0, lambda output: output.flatten(2))
+
+
+def _first_tensor(output: Any) -> torch.Tensor | None:
+    if isinstance(output, Mapping):
+        return next((value for value in output.values() if isinstance(value, torch.Tensor)), None)
+    if isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    return output if isinstance(output, torch.Tensor) and output.ndim >= 1 else None
+
+
+def _run(network: "Network", make: Callable[..., torch.Tensor], count: int = 2) -> Any:
+    """Output of the whole network for `count` made-up images, where its parameters are."""
+    size = network.preprocess.size
+    with _frozen(network.module), torch.no_grad():
+        try:
+            return network.module(make(count, 3, size, size, device=_device(network)))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ModelError(
+                f"{network.name} cannot run on images of [3, {size}, {size}] ({one_line(error)}); give the module an "
+                "attribute `preprocess` of type psi_fast.networks.Preprocess with the right size"
+            ) from error
+
+
+def _device(network: "Network") -> torch.device | None:
+    """Where the network's parameters and buffers are; None when it has none."""
+    devices = {tensor.device for tensor in (*network.module.parameters(), *network.module.buffers())}
+    if len(devices) > 1:
+        raise ModelError(f"{network.name} is spread over {sorted(map(str, devices))}; move it to one device")
+    return devices.pop() if devices else None
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """Eval mode without parameter gradients; every flag is put back afterwards."""
+    training = [(part, part.training) for part in module.modules()]
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        module.eval()
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for part, flag in training:
+            part.training = flag
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _moved(network: "Network", device: torch.device) -> Iterator[None]:
+    """The network on `device`, and back where it was afterwards."""
+    home = _device(network)
+    try:
+        network.module.to(device)
+        yield
+    finally:
+        if home is not None:
+            network.module.to(home)

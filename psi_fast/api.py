@@ -1,0 +1,285 @@
+"""score() and score_embeddings(): the stages in order."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from psi_fast import store
+from psi_fast.activation_tap import ActivationTap
+from psi_fast.config import PSIConfig
+from psi_fast.crops import distinct_crops, embed
+from psi_fast.encoders import Encoder, load_encoder
+from psi_fast.environment import device_info, pick_device, versions
+from psi_fast.errors import InputError
+from psi_fast.evaluation import Background, evaluate
+from psi_fast.images import ImageSet, open_images
+from psi_fast.mining import mine, random_patches
+from psi_fast.networks import Network, load_network
+from psi_fast.progress import Progress
+from psi_fast.receptive_field import boxes, measure_field
+from psi_fast.results import Bank, PatchEmbeddings, TopPatches
+from psi_fast.scores import Scores
+from psi_fast.validation import read_bank, read_embeddings, read_labels, read_rows
+from psi_fast.vocabulary import load_vocabulary
+
+RANDOM_POOL = 1000
+"""Random patches embedded for the random-patch channels."""
+
+
+def score(
+    model: str | nn.Module | Network,
+    layer: str,
+    images: Any,
+    *,
+    encoder: str | Encoder,
+    vocabulary: str | None = None,
+    config: PSIConfig | None = None,
+    channels: slice | Sequence[int] | None = None,
+    device: str = "auto",
+    out: str | Path | None = None,
+    progress: bool = True,
+    max_images: int | None = None,
+    skip_unreadable: bool = False,
+) -> Scores:
+    """Calibrated polysemanticity scores of a layer's channels, from images.
+
+    Parameters
+    ----------
+    model : str, nn.Module or Network
+        A spec such as "torchvision:resnet50", or a module, which is fed ImageNet-normalised 224 px images.
+    layer : str
+        A key of `dict(model.named_modules())`; `psi-fast layers` lists them.
+    images : path or map-style dataset of (image, label)
+        Tiny-ImageNet's tree as a folder or zip, an ImageFolder, a folder of images, or a dataset.
+    encoder : str or Encoder
+        "open_clip:ARCH/TAG", "open_clip:ARCH/CHECKPOINT" or "classifier:NETWORK-SPEC".
+    vocabulary : str, optional
+        "imagenet", "open-1602" or a text file, one concept a line; None is the encoder's own.
+    config : PSIConfig, optional
+    channels : slice or sequence of int, optional
+        Channels to score; None is all.
+    device : {"auto", "cpu", "cuda"}
+    out : path, optional
+        Run folder to write. One that holds this very run is read instead of computed again.
+    progress : bool
+        Show progress bars on stderr, when it is a terminal.
+    max_images : int, optional
+        Use an evenly spread subset of so many images, drawn by the seed.
+    skip_unreadable : bool
+        Leave out images that cannot be decoded, and count them, instead of stopping.
+
+    Returns
+    -------
+    Scores
+
+    Raises
+    ------
+    PsiFastError
+        One line saying what was expected, what came and what to do.
+    """
+    config = config or PSIConfig()
+    bars = Progress(progress)
+    where = pick_device(device)
+    network = load_network(model)
+    tap = ActivationTap(network, layer, where)
+    chosen = _channel_ids(channels, tap.channels)
+    with bars.stage("open images"):
+        source = open_images(images, max_images=max_images, seed=config.seed, skip_unreadable=skip_unreadable)
+    if len(source) < config.top_k:
+        raise InputError(
+            f"top_k is {config.top_k}, but there are only {len(source)} images; give more images or lower top_k"
+        )
+    with bars.stage("load encoder"):
+        encoder = load_encoder(encoder).to(where)
+        words = None if vocabulary is None else load_vocabulary(vocabulary)
+        names, text = encoder.concepts(words)
+    fingerprints = {
+        "network": network.fingerprint(),
+        "images": source.fingerprint,
+        "encoder": encoder.fingerprint(),
+        "vocabulary": words.fingerprint if words else "the encoder's own",
+        "code": store.code_fingerprint(),
+    }
+    identity = store.fingerprint([fingerprints, layer, chosen.tolist(), config.to_dict()])
+    folder = None if out is None else Path(out)
+    if folder is not None and store.finished(folder, identity):
+        return store.load(folder)
+
+    def run() -> tuple[Scores, dict[str, torch.Tensor]]:
+        with bars.stage("patch size"):
+            probe = torch.stack([network.preprocess(source.load(i)) for i in np.linspace(0, len(source) - 1, 8, dtype=int)])
+            field = measure_field(tap, network.preprocess.size, config.patch, seed=config.seed, images=probe)
+        with bars.stage("mining"):
+            top = mine(tap, network, source, chosen, config, bars)
+        places = tap.prefix + (tap.grid[0] * tap.grid[1] if tap.grid else 1)
+        random_images, random_positions = random_patches(RANDOM_POOL, places, len(source), config.seed)
+
+        def in_image(positions: np.ndarray, of: np.ndarray) -> np.ndarray:
+            box = boxes(field, positions, tap.grid, tap.prefix, network.preprocess.size)
+            return network.preprocess.to_image(box, top.sizes[of])
+
+        box = in_image(top.positions, top.images)
+        # the channels' crops come first in the numbering of unique crops, the random ones are looked up beside them
+        crops, index = distinct_crops(np.where(top.dead[:, None], -1, top.images), box)
+        random_crops, random_index = distinct_crops(random_images, in_image(random_positions, random_images))
+        with bars.stage("embedding"):
+            together, inverse = np.unique(np.concatenate((crops, random_crops)), axis=0, return_inverse=True)
+            embedded = embed(together, source, encoder, where, config, bars)
+        unique, random = embedded[inverse[: len(crops)]], embedded[inverse[len(crops) :][random_index]]
+        labels = None if source.labels is None else source.labels[top.images]
+        table, clusters = evaluate(
+            PatchEmbeddings(unique, torch.from_numpy(index), torch.from_numpy(chosen)),
+            None if labels is None else torch.from_numpy(labels),
+            Bank(tuple(names), torch.nn.functional.normalize(text.float().cpu(), dim=1)),
+            Background(random, None if source.labels is None else torch.from_numpy(source.labels[random_images])),
+            config,
+            where,
+            bars,
+            dead=top.dead,
+            max_activation=top.values[:, 0],
+        )
+        manifest = {
+            "identity": identity,
+            "network": network.name,
+            "layer": layer,
+            "channels": len(chosen),
+            "encoder": encoder.name,
+            "vocabulary": words.name if words else "the encoder's own",
+            "concepts": len(names),
+            "images": len(source),
+            "source": str(images) if isinstance(images, (str, Path)) else type(images).__name__,
+            "distinct_crops": len(together),
+            "patch": {"mode": str(field.mode), "size_px": list(field.size), "note": field.note},
+            "config": config.to_dict(),
+            "fingerprints": fingerprints,
+            "versions": versions(),
+            "device": device_info(where),
+            "seconds": {name: round(seconds, 3) for name, seconds in bars.seconds.items()},
+            "images_per_second": round(len(source) / bars.seconds["mining"], 1),
+            "crops_per_second": round(len(together) / bars.seconds["embedding"], 1),
+            "warnings": [*network.warnings, *source.warnings, *encoder.warnings],
+        }
+        scores = Scores(table, clusters, manifest, _patch_table(top, box, source, clusters))
+        return scores, {"unique": unique, "index": torch.from_numpy(index), "text": text.float().cpu()}
+
+    if folder is None:
+        return run()[0]
+    with store.reserved(folder):
+        scores, tensors = run()
+        store.save(folder, scores, tensors, tuple(names))
+    return scores
+
+
+def score_embeddings(
+    embeddings: Any,
+    *,
+    labels: Any = None,
+    text: Any = None,
+    valid: Any = None,
+    concept_names: Sequence[str] | None = None,
+    background: Any = None,
+    background_labels: Any = None,
+    config: PSIConfig | None = None,
+    device: str = "auto",
+    progress: bool = False,
+) -> Scores:
+    """Calibrated polysemanticity scores of units whose top patches are already embedded; arrays are NumPy or torch.
+
+    Parameters
+    ----------
+    embeddings : [C, K, d] float
+        Embeddings of each unit's top K patches; normalised here.
+    labels : [C, K] int, optional
+        Class of each patch; without them Q is absent and PSI = S^ D^.
+    text : [P, d] float, optional
+        Embeddings of the concepts, in the same space; without them D is absent.
+    valid : [C, K] bool, optional
+        Which places hold a patch; the others are ignored, whatever they hold.
+    concept_names : sequence of P str, optional
+        Names for the `concepts` column; numbers otherwise.
+    background, background_labels : [M, d] float and [M] int, optional
+        Patches no unit chose, M >= K; with them `random_percentile` tells how each unit compares with random ones.
+    config : PSIConfig, optional
+        The fields on mining have no effect here.
+    device : {"auto", "cpu", "cuda"}
+    progress : bool
+
+    Returns
+    -------
+    Scores
+
+    Raises
+    ------
+    InputError
+        An array has the wrong shape or type, or is not finite.
+    """
+    config = config or PSIConfig()
+    patches = read_embeddings(embeddings, valid)
+    channels, places = patches.index.shape
+    width = patches.unique.shape[1]
+    classes = None if labels is None else read_labels(labels, (channels, places))
+    bank = None if text is None else read_bank(text, concept_names, width)
+    random = None
+    if background is not None:
+        rows = read_rows("background", background, width)
+        if len(rows) < places:
+            raise InputError(f"background must hold at least K = {places} patches, got {len(rows)}")
+        if (background_labels is None) != (labels is None):
+            raise InputError("labels and background_labels go together: give both or neither")
+        random = Background(
+            rows, None if background_labels is None else read_labels(background_labels, (len(rows),), "background_labels")
+        )
+    table, clusters = evaluate(
+        patches,
+        classes,
+        bank,
+        random,
+        config,
+        pick_device(device),
+        Progress(progress),
+        dead=np.zeros(channels, dtype=bool),
+        max_activation=np.full(channels, np.nan, dtype=np.float32),
+    )
+    return Scores(table, clusters)
+
+
+def _channel_ids(channels: slice | Sequence[int] | None, count: int) -> np.ndarray:
+    if channels is None:
+        return np.arange(count)
+    if isinstance(channels, slice):
+        ids = np.arange(count)[channels]
+    else:
+        ids = np.asarray(channels, dtype=np.int64)
+    outside = ids[(ids < 0) | (ids >= count)]
+    if len(outside):
+        raise InputError(f"channel {outside[0]} is outside the layer's 0..{count - 1}")
+    if len(ids) == 0 or len(np.unique(ids)) < len(ids):
+        raise InputError(f"channels must name at least one of the layer's {count}, each once, got {channels}")
+    return ids
+
+
+def _patch_table(top: TopPatches, box: np.ndarray, source: ImageSet, clusters: np.ndarray) -> pd.DataFrame:
+    """A row a patch, by channel and rank."""
+    row, rank = np.nonzero(top.valid)
+    image = top.images[row, rank]
+    return pd.DataFrame(
+        {
+            "channel": top.channels[row],
+            "rank": rank,
+            "image": np.asarray(source.names, dtype=object)[image],
+            "box": list(box[row, rank].astype(np.float32)),
+            "activation": top.values[row, rank],
+            "label": _label_names(source)[image] if source.labels is not None else None,
+            "cluster": clusters[row, rank],
+        }
+    )
+
+
+def _label_names(source: ImageSet) -> np.ndarray:
+    names = np.asarray(source.class_names, dtype=object)
+    return names[source.labels]

@@ -1,0 +1,136 @@
+"""Weights: read without running code, loaded strictly, fingerprinted, and named when a hub is out of reach."""
+
+import hashlib
+import pickle
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from psi_fast.errors import ModelError
+
+_PROBE_SECONDS = 5.0
+
+
+@contextmanager
+def checkpoint_errors(path: str | Path) -> Iterator[None]:
+    """Turns what reading the checkpoint `path` can raise into a ModelError of one line."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path} is refused: weights are loaded with weights_only=True, and this file holds Python objects or is no "
+            "checkpoint; save the network's state_dict with torch.save or as .safetensors"
+        ) from error
+    except (SafetensorError, EOFError, RuntimeError, OSError, KeyError, ValueError, IndexError, TypeError) as error:
+        raise ModelError(f"{path} cannot be read as a checkpoint ({one_line(error)}); fetch or save it again") from error
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """The state_dict in a .safetensors or torch.save file, on the CPU; no code in the file is run.
+
+    A training checkpoint's "state_dict" or "model" entry is taken, and a data-parallel wrapper's "module." removed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"no checkpoint file {path}")
+    with checkpoint_errors(path):
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    for entry in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(entry), dict):
+            state = state[entry]
+    if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ModelError(f"{path} holds no state_dict (a mapping of names to tensors); save network.state_dict()")
+    if all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def load_weights(module: nn.Module, path: str | Path, name: str) -> None:
+    """Loads the checkpoint `path` into `module`; a ModelError lists the first keys that do not fit `name`."""
+    state = read_weights(path)
+    try:
+        result = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # shapes that differ, even when not strict
+        raise ModelError(f"{path} does not fit {name}: {one_line(error)}") from error
+    problems = [
+        f"{kind} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
+        for kind, keys in (("lacks", result.missing_keys), ("has unknown", result.unexpected_keys))
+        if keys
+    ]
+    if problems:
+        raise ModelError(f"{path} does not fit {name}: it {' and '.join(problems)}")
+
+
+def state_fingerprint(module: nn.Module, *more: str) -> str:
+    """sha256 (hex) over the state_dict's names, dtypes, shapes and bytes, then over the texts `more`."""
+    digest = hashlib.sha256()
+    for key, value in module.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        else:  # a module's extra state
+            digest.update(f"{key} {value!r}\n".encode())
+    for text in more:
+        digest.update(f"{text}\n".encode())
+    return digest.hexdigest()
+
+
+def require_hub_file(repository: str, filenames: Sequence[str], what: str, instead: str) -> None:
+    """Raises a ModelError at once when none of `filenames` is cached and the model hub cannot be reached.
+
+    The hub's own client would repeat every request for most of a minute first.
+
+    Parameters
+    ----------
+    repository
+        Name of the repository on the hub, such as "timm/resnet18.a1_in1k".
+    what
+        The spec whose weights these are, for the message.
+    instead
+        A spec that takes a local file.
+    """
+    import huggingface_hub
+
+    repository, _, revision = repository.partition("@")
+    for filename in filenames:
+        if isinstance(huggingface_hub.try_to_load_from_cache(repository, filename, revision=revision or None), str):
+            return
+    if huggingface_hub.constants.HF_HUB_OFFLINE or not _answers(huggingface_hub.constants.ENDPOINT):
+        raise hub_error(repository, filenames, what, instead)
+
+
+def hub_error(repository: str, filenames: Sequence[str], what: str, instead: str, reason: str = "") -> ModelError:
+    """The ModelError for weights that cannot be fetched: which file to fetch elsewhere, and how to name it."""
+    return ModelError(
+        f"the weights of {what} are not on this machine and the model hub cannot be reached{reason and f' ({reason})'}: "
+        f"fetch {' or '.join(filenames)} of {repository} on another machine and give its path as {instead}"
+    )
+
+
+def _answers(url: str) -> bool:
+    """Whether anything answers at `url` within a few seconds, whatever it says."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_PROBE_SECONDS):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except OSError:  # URLError, timeouts
+        return False
+
+
+def one_line(error: BaseException) -> str:
+    """The message of `error` on one line of at most 240 characters; its type's name when it has none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 240 else text[:237] + "..."

@@ -1,0 +1,160 @@
+"""The command psi-fast."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+import psi_fast
+from psi_fast.config import PSIConfig
+from psi_fast.errors import ConfigError, PsiFastError
+
+Settings = tyro.conf.OmitArgPrefixes[PSIConfig]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; any PsiFastError ends in one line on stderr and exit code 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments, base = _base_settings(arguments)
+        tyro.extras.subcommand_cli_from_dict(
+            _commands(base),
+            prog="psi-fast",
+            description="Calibrated polysemanticity scores for every channel of a vision network.",
+            args=arguments,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except PsiFastError as error:
+        print(f"psi-fast: error: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from error
+    except BrokenPipeError:  # the reader, `head` for instance, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _base_settings(arguments: list[str]) -> tuple[list[str], PSIConfig]:
+    """What --preset and --config FILE.toml make the defaults of the other flags; both are taken out of the arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset")
+    parser.add_argument("--config")
+    found, rest = parser.parse_known_args(arguments)
+    if found.preset and found.config:
+        raise ConfigError("give either --preset or --config, not both")
+    if found.config:
+        return rest, PSIConfig.from_toml(found.config)
+    return rest, PSIConfig.preset(found.preset or "default")
+
+
+def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
+    def score(
+        *,
+        network: str,
+        layer: str,
+        images: str,
+        encoder: str,
+        out: Path,
+        vocabulary: str | None = None,
+        channels: str | None = None,
+        max_images: int | None = None,
+        skip_unreadable: bool = False,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        no_progress: bool = False,
+        settings: Settings = base,
+    ) -> None:
+        """Score a layer's channels from images and write a run folder.
+
+        Besides the flags below, --config FILE.toml or --preset {default,paper} set the defaults of the settings.
+
+        Args:
+            network: efficientnet-lite:lite0, torchvision:resnet50[@WEIGHTS|@none|@/path.pth], timm:NAME[@none|@/path] or package.module:function.
+            layer: Module whose channels are scored; `psi-fast layers` lists them.
+            images: Tiny-ImageNet as a folder or zip, an ImageFolder, or a folder of images.
+            encoder: open_clip:ARCH/TAG, open_clip:ARCH/CHECKPOINT or classifier:NETWORK.
+            out: Run folder to write; one that holds this very run is shown instead.
+            vocabulary: imagenet, open-1602 or a text file with one concept a line; default: the encoder's own.
+            channels: Range first:stop of channels to score; default: all.
+            max_images: Use an evenly spread, seeded subset of so many images.
+            skip_unreadable: Leave out images that cannot be decoded, and count them.
+            device: Where to compute.
+            no_progress: Show no progress bars.
+            settings: Settings of the method.
+        """
+        from psi_fast.present import show_scores
+
+        scores = psi_fast.score(
+            network,
+            layer,
+            images,
+            encoder=encoder,
+            vocabulary=vocabulary,
+            config=settings,
+            channels=_channel_slice(channels),
+            device=device,
+            out=out,
+            progress=not no_progress,
+            max_images=max_images,
+            skip_unreadable=skip_unreadable,
+        )
+        show_scores(scores, out)
+
+    return {"score": score, "layers": layers, "show": show, "demo": demo, "env": env}
+
+
+def layers(*, network: str) -> None:
+    """List a network's layers: name, type, output shape, channels.
+
+    Args:
+        network: As for `psi-fast score`.
+    """
+    from psi_fast.activation_tap import list_layers
+    from psi_fast.networks import load_network
+    from psi_fast.present import show_layers
+
+    show_layers(list_layers(load_network(network)))
+
+
+def show(folder: Annotated[Path, tyro.conf.Positional], *, count: int = 15) -> None:
+    """Show a finished run: its most polysemantic channels, counts and timings.
+
+    Args:
+        folder: Run folder.
+        count: Channels to show.
+    """
+    from psi_fast.present import show_scores
+
+    show_scores(psi_fast.load(folder), folder, count)
+
+
+def demo(*, out: Path = Path("runs/demo"), no_progress: bool = False) -> None:
+    """Score EfficientNet-Lite0's last convolution on scikit-image's photographs; needs no download beyond packages.
+
+    Args:
+        out: Run folder to write; a finished demo in it is shown instead.
+        no_progress: Show no progress bars.
+    """
+    from psi_fast.demo import run_demo
+    from psi_fast.present import show_scores
+
+    show_scores(run_demo(out, progress=not no_progress), out)
+
+
+def env() -> None:
+    """Show versions and devices, for a bug report."""
+    from psi_fast.present import show_environment
+
+    show_environment()
+
+
+def _channel_slice(text: str | None) -> slice | None:
+    if text is None:
+        return None
+    first, colon, stop = text.partition(":")
+    try:
+        return slice(int(first) if first else None, int(stop) if stop else None) if colon else slice(int(first), int(first) + 1)
+    except ValueError as error:
+        raise ConfigError(f"--channels must be first:stop, such as 0:256, got {text!r}") from error

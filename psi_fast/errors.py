@@ -1,0 +1,30 @@
+"""The errors a user can mend: each message is one line saying what was expected, what came and what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class PsiFastError(Exception):
+    """Base of all errors psi_fast raises on purpose; the command line ends with exit code 2 on any of them."""
+
+
+class ConfigError(PsiFastError, ValueError):
+    """A setting lies outside its range or contradicts another one."""
+
+
+class InputError(PsiFastError, ValueError):
+    """Images, labels, embeddings or activations cannot be used as they are."""
+
+
+class ModelError(PsiFastError, ValueError):
+    """A network, layer, encoder or vocabulary cannot be found or loaded."""
+
+
+class StoreError(PsiFastError, OSError):
+    """A run folder cannot be written or read."""
+
+
+def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
+    """The `choices` spelled most like `name`, as a phrase for an error message; empty when none is close."""
+    close = difflib.get_close_matches(name, list(choices), n=count, cutoff=0.5)
+    return "; nearest: " + ", ".join(repr(c) for c in close) if close else ""

@@ -1,0 +1,98 @@
+"""Patch embeddings -> scores: cluster, measure, draw the nulls, calibrate. The stages in order."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from psi_fast_kernels._streams import Stream
+from psi_fast_kernels.philox import permutation
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from psi_fast.clustering import cluster_patches
+from psi_fast.components import measure
+from psi_fast.config import PSIConfig
+from psi_fast.nulls import draw_nulls
+from psi_fast.progress import Progress
+from psi_fast.results import Bank, PatchEmbeddings
+from psi_fast.scores import tabulate
+
+RANDOM_CHANNELS = 100
+"""Random-patch channels scored beside the real ones; `random_percentile` moves in steps of 1 %."""
+FIRST_RANDOM_ID = 2**31  # their draws are no real channel's
+
+
+@dataclass(frozen=True)
+class Background:
+    """Patches no channel chose: embeddings [M, d] float32 unit rows, labels [M] int64 or None."""
+
+    embeddings: Tensor
+    labels: Tensor | None
+
+
+def evaluate(
+    patches: PatchEmbeddings,
+    labels: Tensor | None,
+    bank: Bank | None,
+    background: Background | None,
+    config: PSIConfig,
+    device: torch.device,
+    progress: Progress,
+    *,
+    dead: np.ndarray,
+    max_activation: np.ndarray,
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """The score table and the cluster labels [C, K] of the patches; labels [C, K] int64, dead [C] bool, max_activation [C]."""
+    real = len(patches.index)
+    patches, bank, background = _centred(patches, bank, background) if config.center else (patches, bank, background)
+    if background is not None:
+        patches, labels = _with_random_channels(patches, labels, background, config)
+    patches = patches.to(device)
+    labels = None if labels is None else labels.to(device)
+    bank = None if bank is None else Bank(bank.names, bank.embeddings.to(device))
+    with progress.stage("clusters"):
+        clusters = cluster_patches(patches, config)
+        components = measure(patches, clusters, labels, bank, config)
+    with progress.stage("nulls"):
+        nulls = draw_nulls(patches, clusters, components, labels, bank, config, progress)
+    table = tabulate(
+        patches, clusters, components, nulls, bank, real=real, dead=dead, max_activation=max_activation
+    )
+    return table, clusters.labels[:real].cpu().numpy()
+
+
+def _centred(
+    patches: PatchEmbeddings, bank: Bank | None, background: Background | None
+) -> tuple[PatchEmbeddings, Bank | None, Background | None]:
+    """Images without the mean of the unique patches, text without the mean of the bank: it removes the cone both sit in."""
+    centre = patches.unique.double().mean(0)
+    patches = PatchEmbeddings(_without(patches.unique, centre), patches.index, patches.channel)
+    if background is not None:
+        background = Background(_without(background.embeddings, centre), background.labels)
+    if bank is not None and len(bank.names) > 1:
+        bank = Bank(bank.names, _without(bank.embeddings, bank.embeddings.double().mean(0)))
+    return patches, bank, background
+
+
+def _without(rows: Tensor, centre: Tensor) -> Tensor:
+    return normalize(rows.double() - centre, dim=1).float()
+
+
+def _with_random_channels(
+    patches: PatchEmbeddings, labels: Tensor | None, background: Background, config: PSIConfig
+) -> tuple[PatchEmbeddings, Tensor | None]:
+    """The channels followed by RANDOM_CHANNELS channels of K random background patches each."""
+    places = patches.index.shape[1]
+    ids = FIRST_RANDOM_ID + torch.arange(RANDOM_CHANNELS)
+    order = permutation(config.seed, Stream.RANDOM_CHANNELS, ids, torch.zeros_like(ids), len(background.embeddings))
+    drawn = order[:, :places]
+    if labels is not None and background.labels is not None:
+        random_labels = torch.nn.functional.pad(background.labels[drawn], (0, places - drawn.shape[1]))
+        labels = torch.cat((labels, random_labels))
+    index = torch.nn.functional.pad(len(patches.unique) + drawn, (0, places - drawn.shape[1]), value=-1)
+    return PatchEmbeddings(
+        torch.cat((patches.unique, background.embeddings)),
+        torch.cat((patches.index, index)),
+        torch.cat((patches.channel, ids)),
+    ), labels

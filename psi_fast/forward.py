@@ -1,0 +1,66 @@
+"""How a batch goes through a network: fixed slices on a CPU, and the precision a device is fast in."""
+
+from collections.abc import Callable
+
+import torch
+
+SLICE = 8
+"""Images per forward pass on a CPU: few enough that activations stay in cache."""
+
+
+def in_slices(
+    function: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, size: int = SLICE
+) -> torch.Tensor:
+    """`function` of `batch`, computed on slices of exactly `size` rows, the last one padded with zeros.
+
+    A CPU library picks its loop order by the shape it is given, so the last bits of a row change with the batch it
+    came in. With one shape for every call they do not.
+
+    Parameters
+    ----------
+    function
+        Maps [size, ...] to [size, ...], every row on its own.
+    batch
+        [B, ...] with B >= 1.
+
+    Returns
+    -------
+    torch.Tensor
+        [B, ...].
+    """
+    outputs = []
+    for start in range(0, len(batch), size):
+        rows = batch[start : start + size]
+        count = len(rows)
+        if count < size:
+            rows = torch.cat([rows, rows.new_zeros(size - count, *rows.shape[1:])])
+        outputs.append(function(rows)[:count])
+    return torch.cat(outputs)
+
+
+def fast_precision(device: torch.device) -> torch.dtype:
+    """The dtype an encoder's forward pass runs in on `device`: float16 on a GPU, bfloat16 on a CPU that has it natively.
+
+    Any other device gets float32. Results are always returned as float32.
+    """
+    if device.type == "cuda":
+        return torch.float16
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        if any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")):
+            return torch.bfloat16
+    return torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """A context that runs matrix products in `dtype`; it changes nothing for float32."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def channels_last(module: torch.nn.Module) -> torch.memory_format:
+    """The memory format `module` is fastest with: channels_last for a convolutional network, else contiguous.
+
+    One convolution is a transformer's patch embedding and does not make a network convolutional.
+    """
+    convolutions = sum(isinstance(part, torch.nn.Conv2d) for part in module.modules())
+    return torch.channels_last if convolutions > 1 else torch.contiguous_format

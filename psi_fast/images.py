@@ -1,0 +1,345 @@
+"""Images in a fixed order, decoded when asked for: from a folder, a zip or a Dataset."""
+
+import hashlib
+import io
+import operator
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from psi_fast.errors import ConfigError, InputError
+from psi_fast.image_trees import BROKEN, ImageTree, open_tree, reason
+
+_SAMPLED = 64  # items of a Dataset that go into its fingerprint
+
+
+class ImageSet:
+    """An ordered set of images with optional labels.
+
+    Parameters
+    ----------
+    names : sequence of str
+        One distinct name an image; `read` finds the image by it.
+    read : callable
+        Name -> PIL image of any mode; must be usable from several threads.
+    stamps : sequence of str
+        One an image; differs when the image's content does.
+    labels : array of int, shape [N], optional
+        Class of each image, 0..len(class_names)-1.
+    class_names, class_keys : sequence of str, optional
+        Readable names and stable keys of the classes; the keys default to the names.
+    warnings : iterable of str
+        What a report should say about the source.
+
+    Attributes
+    ----------
+    fingerprint : str
+        SHA-256 (hex) over names, stamps, labels and classes, in order.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        read: Callable[[str], Image.Image],
+        stamps: Sequence[str],
+        *,
+        labels: Sequence[int] | np.ndarray | None = None,
+        class_names: Sequence[str] | None = None,
+        class_keys: Sequence[str] | None = None,
+        warnings: Iterable[str] = (),
+    ) -> None:
+        self.names = list(names)
+        self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+        self.class_names = None if class_names is None else list(class_names)
+        self.class_keys = self.class_names if class_keys is None else list(class_keys)
+        self.warnings = list(warnings)
+        self._read = read
+        self._stamps = list(stamps)
+        self.fingerprint = self._digest()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def load(self, index: int) -> Image.Image:
+        """The image at `index` in mode RGB, as stored (no EXIF rotation); safe to call from several threads.
+
+        Raises
+        ------
+        InputError
+            The image cannot be decoded, or exceeds PIL's limit against decompression bombs.
+        """
+        name = self.names[index]
+        try:
+            return self.decode(name)
+        except InputError:
+            raise
+        except BROKEN as error:
+            raise InputError(
+                f"cannot decode image {name!r}: {reason(error)}; replace it or pass skip_unreadable=True"
+            ) from error
+
+    def decode(self, name: str) -> Image.Image:
+        """The image called `name` in mode RGB; PIL's and the file system's errors come through as they are."""
+        return _to_rgb(self._read(name))
+
+    def take(self, rows: Iterable[int], warnings: Iterable[str] = ()) -> "ImageSet":
+        """The images at `rows` (in that order) with the same classes, and `warnings` added."""
+        rows = list(rows)
+        return ImageSet(
+            [self.names[i] for i in rows],
+            self._read,
+            [self._stamps[i] for i in rows],
+            labels=None if self.labels is None else self.labels[rows],
+            class_names=self.class_names,
+            class_keys=self.class_keys,
+            warnings=[*self.warnings, *warnings],
+        )
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        labels: Iterable[Any] = [""] * len(self) if self.labels is None else self.labels
+        rows = zip(self.names, self._stamps, labels, strict=True)
+        classes = zip(self.class_keys or (), self.class_names or (), strict=True)
+        for row in (*rows, *classes):
+            # File names that are not valid unicode arrive with surrogates.
+            digest.update("\0".join(map(str, row)).encode("utf-8", "surrogateescape") + b"\n")
+        return digest.hexdigest()
+
+
+def open_images(
+    source: Any, *, max_images: int | None = None, seed: int = 0, skip_unreadable: bool = False
+) -> ImageSet:
+    """The images of `source`, in a fixed order, as an ImageSet.
+
+    Parameters
+    ----------
+    source : str, Path, map-style Dataset or ImageSet
+        A folder or a zip (never extracted) with Tiny-ImageNet's official tree (train first, then val; the tree may lie
+        one folder down), with one sub-folder a class (order as torchvision's ImageFolder), or with images only
+        (no labels). In a zip, a single folder around everything is looked through. Names that start with a dot are
+        ignored. Or any object with a length whose items are (image, int label) or an image alone: PIL, uint8 array
+        [H, W] or [H, W, 3], uint8 tensor [3, H, W], or float tensor [3, H, W] within 0..1. Its items are read under a
+        lock, because its code may not be made for threads.
+    max_images : int, optional
+        Keep this many images, spread evenly over the set and balanced over its classes, in the original order.
+    seed : int
+        Chooses which images `max_images` keeps.
+    skip_unreadable : bool
+        Decode every image now, leave out those that fail, and say so in `warnings`.
+
+    Raises
+    ------
+    InputError
+        The source cannot be read as images; the message says what was found and what to do.
+    ConfigError
+        `max_images` or `seed` is out of range.
+    """
+    for name, value, low in (("max_images", max_images, 1), ("seed", seed, 0)):
+        if (value is not None or name == "seed") and (type(value) is not int or value < low):
+            raise ConfigError(f"{name} must be a whole number of at least {low}, got {value!r}")
+    if isinstance(source, (str, os.PathLike)):
+        images = _from_tree(open_tree(Path(source)))
+    elif isinstance(source, ImageSet):
+        images = source
+    elif hasattr(source, "__len__") and hasattr(source, "__getitem__"):
+        return _subset(_from_dataset(source, skip_unreadable), max_images, seed)
+    else:
+        raise InputError(
+            f"images must be a folder, a zip or a map-style Dataset (with len() and [i]), got {type(source).__name__}"
+        )
+    return _subset(_readable(images) if skip_unreadable else images, max_images, seed)
+
+
+def _subset(images: ImageSet, count: int | None, seed: int) -> ImageSet:
+    """`count` images, as equal in number over the classes as their sizes allow, spread evenly within each class."""
+    if count is None or count >= len(images):
+        return images
+    rng = np.random.default_rng(seed)
+    labels = np.zeros(len(images), dtype=np.int64) if images.labels is None else images.labels
+    sizes = np.bincount(labels)
+    shares = np.zeros_like(sizes)
+    left = count
+    while left:
+        # Every class with images left gets the same again; the last few go to classes drawn by lot.
+        open_classes = np.flatnonzero(shares < sizes)
+        if left < len(open_classes):
+            shares[rng.permutation(open_classes)[:left]] += 1
+            break
+        shares[open_classes] += np.minimum(left // len(open_classes), (sizes - shares)[open_classes])
+        left = count - int(shares.sum())
+    rows = []
+    for label in np.flatnonzero(shares):
+        members = np.flatnonzero(labels == label)
+        edges = np.arange(shares[label] + 1) * len(members) // shares[label]
+        rows.append(members[rng.integers(edges[:-1], edges[1:])])  # one of each of `share` equal stretches
+    return images.take(np.sort(np.concatenate(rows)).tolist())
+
+
+def _readable(images: ImageSet) -> ImageSet:
+    """`images` without those that cannot be decoded."""
+
+    def problem(name: str) -> str | None:
+        try:
+            images.decode(name)
+        except InputError:
+            raise
+        except BROKEN as error:
+            return reason(error)
+        return None
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        problems = list(pool.map(problem, images.names))
+    bad = [name for name, found in zip(images.names, problems, strict=True) if found]
+    if not bad:
+        return images
+    if len(bad) == len(images):
+        raise InputError(f"none of the {len(bad)} images can be decoded; the first is {bad[0]!r}: {problems[0]}")
+    more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+    warning = f"skipped {len(bad)} unreadable image{'s'[: len(bad) > 1]}: {', '.join(bad[:5])}{more}"
+    return images.take((i for i, found in enumerate(problems) if not found), [warning])
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        # PIL would clip 16-bit grey at 255; PNG and PPM never hold more than 16 bits.
+        return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode!r} have no known range (save it with 8 or 16 bits a channel)")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _from_tree(tree: ImageTree) -> ImageSet:
+    return ImageSet(
+        tree.names,
+        lambda name: Image.open(io.BytesIO(tree.read(name))),
+        tree.stamps,
+        labels=tree.labels,
+        class_names=tree.class_names,
+        class_keys=tree.class_keys,
+        warnings=tree.warnings,
+    )
+
+
+class _Items:
+    """A user's Dataset, read under a lock."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self._lock = threading.Lock()
+
+    def image(self, name: str) -> Image.Image:
+        with self._lock:
+            image = _to_pil(_split(self._dataset[int(name)], name)[0], name)
+            image.load()
+            return image
+
+    def label(self, name: str) -> int | None:
+        try:
+            with self._lock:
+                value = _split(self._dataset[int(name)], name)[1]
+        except InputError:
+            raise
+        except BROKEN as error:
+            raise InputError(f"cannot read item {name}: {reason(error)}; pass skip_unreadable=True") from error
+        if value is None:
+            return None
+        try:
+            return operator.index(_no_bool(value))
+        except (TypeError, RuntimeError, ValueError) as error:
+            raise InputError(f"label of item {name} must be a whole number, got {_describe(value)}") from error
+
+    def labels(self, names: list[str], sample: list[str]) -> np.ndarray | None:
+        """int64 [N], or None when the items are images alone."""
+        known = {name: self.label(name) for name in sample}
+        if None in known.values():
+            if set(known.values()) != {None}:
+                raise InputError("some items have a label and some have none; give all of them one, or none")
+            return None
+        targets = getattr(self._dataset, "targets", None)
+        if targets is not None and len(targets) == len(self._dataset):
+            values = np.asarray(targets)
+            # A target_transform makes items differ from `targets`; the items are what counts.
+            if values.dtype.kind in "iu" and values.ndim == 1 and all(values[int(n)] == known[n] for n in sample):
+                return values[[int(n) for n in names]].astype(np.int64)
+        values = [known[n] if n in known else self.label(n) for n in names]
+        if None in values:
+            raise InputError(f"item {names[values.index(None)]} has no label, others have one; give all of them one")
+        return np.asarray(values, dtype=np.int64)
+
+
+def _from_dataset(dataset: Any, skip_unreadable: bool) -> ImageSet:
+    items = _Items(dataset)
+    try:
+        names = [str(i) for i in range(len(dataset))]
+    except TypeError as error:  # torch's IterableDataset has __getitem__ and a __len__ that raises
+        raise InputError(f"{type(dataset).__name__} has no length; pass a map-style Dataset") from error
+    if not names:
+        raise InputError(f"{type(dataset).__name__} holds no images; pass a Dataset with at least one item")
+    images = ImageSet(names, items.image, [""] * len(names))
+    if skip_unreadable:
+        images = _readable(images)
+    sampled = min(len(images), _SAMPLED)
+    sample = [i * len(images) // sampled for i in range(sampled)]
+    digest = hashlib.sha256(str(len(names)).encode())
+    for i in sample:
+        image = images.load(i)
+        digest.update(repr(image.size).encode() + image.tobytes())
+    labels = items.labels(images.names, [images.names[i] for i in sample])
+    keys = None
+    if labels is not None:
+        values, labels = np.unique(labels, return_inverse=True)
+        keys = [str(v) for v in values]
+    stamps = [digest.hexdigest()] * len(images)
+    return ImageSet(images.names, items.image, stamps, labels=labels, class_names=keys, warnings=images.warnings)
+
+
+def _split(item: Any, name: str) -> tuple[Any, Any]:
+    """(image, label or None) of a Dataset's item."""
+    if not isinstance(item, (tuple, list)):
+        return item, None
+    if len(item) not in (1, 2):
+        raise InputError(
+            f"item {name} is a {type(item).__name__} of {len(item)}; pass (image, label) or an image alone"
+        )
+    return item[0], item[1] if len(item) == 2 else None
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) is torch.bool:
+        raise TypeError("true and false are no class indices")
+    return value
+
+
+def _to_pil(value: Any, name: str) -> Image.Image:
+    if isinstance(value, Image.Image):
+        return value
+    if isinstance(value, torch.Tensor) and value.ndim == 3 and value.shape[0] == 3 and value.numel():
+        if value.is_floating_point() and value.min() >= 0 and value.max() <= 1:  # false for NaN
+            value = (value * 255).round().to(torch.uint8)
+        if value.dtype == torch.uint8:
+            return Image.fromarray(value.permute(1, 2, 0).contiguous().cpu().numpy())
+    grey_or_rgb = isinstance(value, np.ndarray) and (value.ndim == 2 or (value.ndim == 3 and value.shape[2] == 3))
+    if grey_or_rgb and value.dtype == np.uint8 and value.size:
+        return Image.fromarray(np.ascontiguousarray(value))
+    raise InputError(
+        f"image of item {name} is {_describe(value)}; pass PIL images, uint8 arrays [H, W] or [H, W, 3], uint8 tensors "
+        "[3, H, W], or float tensors [3, H, W] within 0..1 (leave Normalize out of the transform)"
+    )
+
+
+def _describe(value: Any) -> str:
+    if not isinstance(value, (np.ndarray, torch.Tensor)):
+        return f"{type(value).__name__} {value!r:.40}" if isinstance(value, (int, float, str)) else type(value).__name__
+    kind = "tensor" if isinstance(value, torch.Tensor) else "array"
+    numbers = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+    span = f" within {numbers.min():.3g}..{numbers.max():.3g}" if numbers.size and numbers.dtype.kind in "fiu" else ""
+    return f"a {numbers.dtype} {kind} {list(numbers.shape)}{span}"

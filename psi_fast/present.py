@@ -1,0 +1,87 @@
+"""Results as tables on the terminal."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from psi_fast.activation_tap import LayerInfo
+from psi_fast.environment import device_info, versions
+from psi_fast.scores import Scores
+
+NARROWEST = 100  # columns a table takes where the output is no terminal
+
+
+def show_scores(scores: Scores, folder: Path, count: int = 15) -> None:
+    """Print the `count` most polysemantic channels, the counts of flags, the time per stage and where the results lie."""
+    console = _console()
+    manifest = scores.manifest
+    table = Table(box=box.SIMPLE_HEAD, title=f"{manifest['network']}  {manifest['layer']}: most polysemantic channels", title_justify="left")
+    for name in ("channel", "PSI", "S^", "Q^", "D^", "q", "random %"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("clusters: concept (patches)")
+    for _, row in scores.top(count).iterrows():
+        clusters = "  |  ".join(_cluster_names(row))
+        hats = [_number(row[f"{name}_hat"], 3) for name in "SQD"]
+        numbers = [str(row["channel"]), _number(row["psi"], 4), *hats, _number(row["q"], 3), _number(row["random_percentile"], 0)]
+        table.add_row(*numbers, escape(clusters))
+    console.print(table)
+    flags = scores.flag_counts()
+    degenerate = sum(n for name, n in flags.items() if name.startswith("degenerate:"))
+    console.print(
+        f"{len(scores.table)} channels: {scores.significant()} significant (q < .05), {flags.get('dead', 0)} dead, "
+        f"{flags.get('few_patches', 0)} with too few patches, {degenerate} degenerate components; "
+        f"median PSI {_number(scores.table['psi'].median(), 3)}"
+    )
+    seconds = manifest["seconds"]
+    stages = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
+    console.print(f"time: {stages}; total {sum(seconds.values()):.1f} s")
+    console.print(
+        f"{manifest['images']} images at {manifest['images_per_second']}/s, {manifest['distinct_crops']} distinct crops at "
+        f"{manifest['crops_per_second']}/s, patches of {manifest['patch']['size_px'][0]} px ({manifest['patch']['mode']})"
+    )
+    for warning in manifest["warnings"]:
+        console.print(f"warning: {escape(warning)}")
+    console.print(f"results: {escape(str(folder))}")
+
+
+def show_layers(layers: Iterable[LayerInfo]) -> None:
+    """Print name, type, output shape and channels of each layer, in the order of execution."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for name, justify in (("layer", "left"), ("type", "left"), ("output", "left"), ("channels", "right"), ("calls", "right")):
+        table.add_column(name, justify=justify, overflow="fold")
+    for layer in layers:
+        values = dataclasses.asdict(layer)
+        shape = " x ".join(map(str, values["shape"]))
+        table.add_row(escape(layer.name), layer.type, shape, str(layer.channels), str(layer.calls))
+    _console().print(table)
+
+
+def show_environment() -> None:
+    """Print versions and devices."""
+    console = _console()
+    for package, version in versions().items():
+        console.print(f"{package} {version}")
+    devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
+    for device in devices:
+        console.print(", ".join(f"{name} {value}" for name, value in device_info(device).items()))
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=max(NARROWEST, console.width))
+
+
+def _cluster_names(row: pd.Series) -> list[str]:
+    concepts = list(row["concepts"]) or ["cluster"] * len(row["cluster_sizes"])
+    return [f"{concept} ({size})" for concept, size in zip(concepts, row["cluster_sizes"], strict=True)]
+
+
+def _number(value: float, digits: int) -> str:
+    return "-" if pd.isna(value) else f"{value:.{digits}f}"

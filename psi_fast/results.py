@@ -1,0 +1,122 @@
+"""The records that the stages pass on. C channels, K patches each, U unique patches of width d, P concepts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+COMPONENTS = ("S", "Q", "D")
+
+
+@dataclass(frozen=True)
+class TopPatches:
+    """Where each channel is most active.
+
+    channels : [C] int64, ids of the channels in their layer
+    values : [C, K] float32 activations, descending; -inf where invalid
+    images, positions : [C, K] int64 image index and flat position in the map; -1 where invalid
+    dead : [C] bool, channels whose activation never varies over images and positions
+    sizes : [N, 2] int64 width and height of every image in pixels
+    """
+
+    channels: np.ndarray
+    values: np.ndarray
+    images: np.ndarray
+    positions: np.ndarray
+    dead: np.ndarray
+    sizes: np.ndarray
+
+    @property
+    def valid(self) -> np.ndarray:
+        """[C, K] bool: places that hold a patch."""
+        return self.images >= 0
+
+
+class Group(NamedTuple):
+    """Channels with the same number of valid patches n: rows [c] into the channels, columns [c, n] into their K places."""
+
+    rows: Tensor
+    columns: Tensor
+
+
+@dataclass(frozen=True)
+class PatchEmbeddings:
+    """Embeddings of the patches, each distinct patch once.
+
+    unique : [U, d] float32, unit rows
+    index : [C, K] int64 into unique, -1 where a channel has no patch
+    channel : [C] int64, the id that the channel's random draws depend on
+    """
+
+    unique: Tensor
+    index: Tensor
+    channel: Tensor
+
+    def groups(self, at_least: int) -> Iterator[Group]:
+        """The channels with at least `at_least` valid patches, by that number, so that a group has no gaps."""
+        counts = (self.index >= 0).sum(1)
+        for n in torch.unique(counts[counts >= at_least]).tolist():
+            rows = torch.nonzero(counts == n)[:, 0]
+            columns = torch.argsort((self.index[rows] < 0).long(), dim=1, stable=True)[:, :n]
+            yield Group(rows, columns)
+
+    def rows(self, group: Group) -> Tensor:
+        """The group's embeddings [c, n, d]."""
+        return self.unique[self.index[group.rows[:, None], group.columns]]
+
+    def to(self, device: torch.device) -> "PatchEmbeddings":
+        """The same embeddings on `device`."""
+        return PatchEmbeddings(self.unique.to(device), self.index.to(device), self.channel.to(device))
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Concepts and their embeddings: names [P], embeddings [P, d] float32 unit rows."""
+
+    names: tuple[str, ...]
+    embeddings: Tensor
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The clustering with the largest mean silhouette of each channel.
+
+    labels : [C, K] int64 in 0..k-1, larger clusters first; -1 where invalid
+    k : [C] int64, 0 for a channel that was not clustered
+    silhouette : [C] float32 in [-1, 1], nan for a channel that was not clustered
+    prototypes : [C, k_max, d] float32 unit mean of each cluster, 0 from k on
+    """
+
+    labels: Tensor
+    k: Tensor
+    silhouette: Tensor
+    prototypes: Tensor
+
+
+@dataclass(frozen=True)
+class Components:
+    """S, Q and D of each channel, each [C] float64 (nan: not scored), None for a component without labels or text.
+
+    concepts : [C, k_max] int64 concept of each cluster, -1 where there is none
+    """
+
+    S: Tensor
+    Q: Tensor | None
+    D: Tensor | None
+    concepts: Tensor
+
+    def present(self) -> dict[str, Tensor]:
+        """The components there are, by name."""
+        return {name: getattr(self, name) for name in COMPONENTS if getattr(self, name) is not None}
+
+
+@dataclass(frozen=True)
+class NullMoments:
+    """A component's null for each channel: mean [C], sd [C] and p [C] = (1 + draws not below the observed) / (B + 1), float64."""
+
+    mean: Tensor
+    sd: Tensor
+    p: Tensor

@@ -1,0 +1,110 @@
+"""The scores of a run: one table row per channel, and the cluster of every patch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from psi_fast.calibration import calibrate, combine, discovery_rate, percentile
+from psi_fast.results import COMPONENTS, Bank, Clusters, Components, NullMoments, PatchEmbeddings
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Calibrated polysemanticity of each channel.
+
+    Attributes
+    ----------
+    table : pandas.DataFrame
+        A row a channel: channel, psi in (0, 1), log_psi, p and q in (0, 1], k, cluster_sizes, concepts, max_activation,
+        random_percentile in [0, 100], flags, components, for each X of S, Q, D: X, X_null_mean, X_null_sd, X_z, X_hat,
+        X_p; and S_z_independent. nan where a channel is not scored or a component is absent.
+    labels : [C, K] int64
+        Cluster of each patch, 0 the largest; -1 where there is none.
+    manifest : dict
+        Settings, versions, fingerprints and timings of the run; empty for `score_embeddings`.
+    patches : pandas.DataFrame or None
+        A row a patch: channel, rank, image, box (x0, y0, x1, y1 in image pixels), activation, label, cluster.
+    """
+
+    table: pd.DataFrame
+    labels: np.ndarray
+    manifest: dict[str, Any] = field(default_factory=dict)
+    patches: pd.DataFrame | None = None
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write `table` to a parquet file."""
+        self.table.to_parquet(path, index=False)
+
+    def top(self, count: int = 15) -> pd.DataFrame:
+        """The `count` most polysemantic channels, by log_psi."""
+        return self.table.dropna(subset="log_psi").nlargest(count, "log_psi")
+
+    def flag_counts(self) -> dict[str, int]:
+        """How many channels carry each flag."""
+        counts = self.table["flags"].explode().dropna().value_counts()
+        return {str(name): int(count) for name, count in counts.items()}
+
+    def significant(self, q: float = 0.05) -> int:
+        """How many channels are polysemantic at false discovery rate `q`."""
+        return int((self.table["q"] < q).sum())
+
+
+def tabulate(
+    patches: PatchEmbeddings,
+    clusters: Clusters,
+    components: Components,
+    nulls: dict[str, NullMoments],
+    bank: Bank | None,
+    *,
+    real: int,
+    dead: np.ndarray,
+    max_activation: np.ndarray,
+) -> pd.DataFrame:
+    """The score table of the first `real` channels; the others are random-patch channels, the baseline of `random_percentile`.
+
+    Parameters
+    ----------
+    dead, max_activation : [real] bool and float32
+    """
+    parts = {}
+    for name, observed in components.present().items():
+        null = nulls[name]
+        parts[name] = (observed.cpu().numpy(), null, calibrate(observed.cpu().numpy(), *(x.cpu().numpy() for x in (null.mean, null.sd, null.p))))
+    log_psi, p = combine([part for _, _, part in parts.values()])
+    independent = nulls["S_independent"]
+    beside = calibrate(*(x.cpu().numpy() for x in (components.S, independent.mean, independent.sd, independent.p)))
+    k = clusters.k.cpu().numpy()
+    labels, concepts = clusters.labels.cpu().numpy(), components.concepts.cpu().numpy()
+
+    flags = []
+    for i in range(real):
+        own = ["dead"] if dead[i] else ["few_patches"] if k[i] == 0 else []
+        own += [f"degenerate:{name}" for name, (_, _, part) in parts.items() if part.degenerate[i]]
+        flags.append(own)
+    columns: dict[str, Any] = {
+        "channel": patches.channel[:real].cpu().numpy(),
+        "psi": np.exp(log_psi)[:real],
+        "log_psi": log_psi[:real],
+        "p": p[:real],
+        "q": discovery_rate(p[:real]),
+        "k": k[:real],
+        "cluster_sizes": [np.bincount(row[row >= 0], minlength=n).tolist() for row, n in zip(labels[:real], k, strict=False)],
+        "concepts": [[bank.names[t] for t in row[row >= 0]] if bank else [] for row in concepts[:real]],
+        "max_activation": max_activation,
+        "random_percentile": percentile(log_psi[:real], log_psi[real:]),
+        "flags": flags,
+        "components": "".join(parts),
+    }
+    for name in COMPONENTS:
+        fields = ("", "_null_mean", "_null_sd", "_z", "_hat", "_p")
+        if name in parts:
+            observed, null, part = parts[name]
+            values = (observed, null.mean.cpu().numpy(), null.sd.cpu().numpy(), part.z, part.hat, part.p)
+        else:
+            values = (np.full(len(k), np.nan),) * len(fields)
+        columns |= {name + suffix: value[:real] for suffix, value in zip(fields, values, strict=True)}
+    columns["S_z_independent"] = beside.z[:real]
+    return pd.DataFrame(columns)

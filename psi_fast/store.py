@@ -1,0 +1,140 @@
+"""The run folder: four files, each written whole or not at all, the manifest last."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from safetensors.torch import save_file
+
+from psi_fast.errors import StoreError
+from psi_fast.scores import Scores
+
+SCORES, PATCHES, EMBEDDINGS, MANIFEST = "scores.parquet", "patches.parquet", "embeddings.safetensors", "manifest.json"
+TEMPORARY = ".psi-fast-"
+
+
+def finished(folder: Path, identity: str) -> bool:
+    """Whether `folder` already holds the finished run with this identity.
+
+    Raises
+    ------
+    StoreError
+        The folder holds another run, or files that are no run of psi_fast.
+    """
+    if not folder.exists():
+        return False
+    if not folder.is_dir():
+        raise StoreError(f"--out must name a folder, but {folder} is a file")
+    if (folder / MANIFEST).exists():
+        held = _read_manifest(folder)
+        if held.get("identity") == identity:
+            return True
+        about = f"{held.get('network')}, layer {held.get('layer')}, {held.get('images')}"
+        raise StoreError(f"{folder} holds another run ({about}); choose another folder or remove this one")
+    foreign = [p.name for p in folder.iterdir() if p.name not in (SCORES, PATCHES, EMBEDDINGS) and not p.name.startswith(TEMPORARY)]
+    if foreign:
+        raise StoreError(f"{folder} holds files that are no run of psi_fast ({foreign[0]}, ...); choose another folder")
+    return False
+
+
+@contextlib.contextmanager
+def reserved(folder: Path) -> Iterator[None]:
+    """Make the folder and see that it can be written, before hours of work; when the work fails, take an empty one away again."""
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(TEMPORARY + "*"):  # of a run that was killed
+            left.unlink()
+        _write(folder / f"{TEMPORARY}probe", lambda path: path.write_bytes(b""))
+        (folder / f"{TEMPORARY}probe").unlink()
+    except OSError as error:
+        raise StoreError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # rmdir refuses a folder that holds something
+            for path in made:
+                path.rmdir()
+        raise
+
+
+def save(folder: Path, scores: Scores, tensors: dict[str, torch.Tensor], concepts: tuple[str, ...]) -> None:
+    """Write a run; the manifest comes last, so a folder with one is complete."""
+    if scores.patches is None:
+        raise StoreError("a run without patches cannot be saved; use Scores.to_parquet for the table alone")
+    table, patches = scores.table, scores.patches
+    try:
+        _write(folder / SCORES, lambda path: table.to_parquet(path, index=False))
+        _write(folder / PATCHES, lambda path: patches.to_parquet(path, index=False))
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        _write(folder / EMBEDDINGS, lambda path: save_file(contiguous, path, metadata={"concepts": json.dumps(concepts)}))
+        text = json.dumps(scores.manifest, indent=2, ensure_ascii=False) + "\n"
+        _write(folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise StoreError(f"cannot write to {folder}: {error.strerror or error}; nothing half-written was left") from error
+
+
+def load(folder: str | Path) -> Scores:
+    """The scores of a finished run folder.
+
+    Raises
+    ------
+    StoreError
+        There is no finished run, or a file of it cannot be read.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).exists():
+        raise StoreError(f"{folder} holds no finished run (no {MANIFEST}); make one with `psi-fast score --out {folder}`")
+    manifest = _read_manifest(folder)
+    try:
+        table = pd.read_parquet(folder / SCORES)
+        patches = pd.read_parquet(folder / PATCHES)
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"cannot read the run in {folder}: {error}") from error
+    labels = np.full((len(table), manifest["config"]["top_k"]), -1, dtype=np.int64)
+    row = pd.Series(np.arange(len(table)), index=table["channel"])
+    labels[row[patches["channel"]].to_numpy(), patches["rank"].to_numpy()] = patches["cluster"].to_numpy()
+    return Scores(table, labels, manifest, patches)
+
+
+def fingerprint(values: Any) -> str:
+    """SHA-256 of JSON-ready values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def code_fingerprint() -> str:
+    """SHA-256 over the sources of psi_fast and psi_fast_kernels."""
+    import psi_fast_kernels
+
+    digest = hashlib.sha256()
+    for root in (Path(__file__).parent, Path(psi_fast_kernels.__file__).parent):
+        for path in sorted(root.rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    """`write` to a temporary file beside `path`, then rename it: the final name appears whole or not at all."""
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"cannot read {folder / MANIFEST}: {error}") from error

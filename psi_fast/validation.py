@@ -1,0 +1,89 @@
+"""Arrays from users -> PatchEmbeddings, labels and bank, or one line saying what is wrong."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from psi_fast.errors import InputError
+from psi_fast.results import Bank, PatchEmbeddings
+
+
+def read_embeddings(embeddings: Any, valid: Any) -> PatchEmbeddings:
+    """Unit rows of embeddings [C, K, d], equal rows once, with index -1 where `valid` [C, K] is False."""
+    x = _array("embeddings", embeddings, 3, "[C, K, d]")
+    if 0 in x.shape:
+        raise InputError(f"embeddings must hold at least one channel, patch and dimension, got shape {x.shape}")
+    held = np.ones(x.shape[:2], dtype=bool) if valid is None else _array("valid", valid, 2, "[C, K]")
+    if held.shape != x.shape[:2] or held.dtype != bool:
+        raise InputError(f"valid must be bool {list(x.shape[:2])} (channels, patches), got {held.dtype} {list(held.shape)}")
+    rows = _unit_rows("embeddings", x[held], np.argwhere(held))
+    unique, inverse = _distinct_rows(rows)
+    index = np.full(held.shape, -1, dtype=np.int64)
+    index[held] = inverse
+    return PatchEmbeddings(torch.from_numpy(unique), torch.from_numpy(index), torch.arange(len(index)))
+
+
+def read_labels(labels: Any, shape: tuple[int, ...], name: str = "labels") -> Tensor:
+    """Integer labels of the given shape as int64."""
+    y = _array(name, labels, len(shape), str(list(shape)))
+    if y.shape != shape:
+        raise InputError(f"{name} must have shape {list(shape)}, one class per patch, got {list(y.shape)}")
+    if y.dtype.kind not in "iu":
+        raise InputError(f"{name} must be integers, got {y.dtype}; number the classes, for instance with numpy.unique")
+    return torch.from_numpy(y.astype(np.int64))
+
+
+def read_rows(name: str, rows: Any, width: int) -> Tensor:
+    """Unit rows [M, d] float32 of the width that the patch embeddings have."""
+    x = _array(name, rows, 2, "[M, d]")
+    if x.shape[1] != width or len(x) == 0:
+        raise InputError(f"{name} must be [M, {width}] like the patch embeddings, with M >= 1, got {list(x.shape)}")
+    return torch.from_numpy(_unit_rows(name, x, np.arange(len(x))[:, None]))
+
+
+def read_bank(text: Any, names: Sequence[str] | None, width: int) -> Bank:
+    """Concepts with embeddings [P, d]; without names they go by their numbers."""
+    rows = read_rows("text", text, width)
+    names = tuple(names) if names is not None else tuple(str(i) for i in range(len(rows)))
+    if len(names) != len(rows):
+        raise InputError(f"concept_names must name each of the {len(rows)} rows of text, got {len(names)} names")
+    return Bank(names, rows)
+
+
+def _array(name: str, value: Any, ndim: int, expected: str) -> np.ndarray:
+    array = value.detach().cpu().float().numpy() if _is_half(value) else np.asarray(_on_cpu(value))
+    if array.ndim != ndim:
+        raise InputError(f"{name} must be {expected}, got {array.ndim} dimensions with shape {list(array.shape)}")
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{name} must be numbers, got {array.dtype}")
+    return array
+
+
+def _is_half(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.bfloat16  # numpy has no such type
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.detach().cpu() if isinstance(value, Tensor) else value
+
+
+def _unit_rows(name: str, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    norm = np.linalg.norm(rows.astype(np.float64), axis=1)
+    for problem, bad in (("nan or inf", ~np.isfinite(norm)), ("zero", norm == 0)):
+        if bad.any():
+            raise InputError(f"{name}{places[np.argmax(bad)].tolist()} is {problem}; leave it out with `valid`, or mend it")
+    return normalize(torch.from_numpy(rows), dim=1).numpy()
+
+
+def _distinct_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct rows in ascending byte order, and which of them each row is."""
+    if len(rows) == 0:
+        return rows, np.empty(0, dtype=np.int64)
+    keys = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))[:, 0]
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return rows[first], inverse

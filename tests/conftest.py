@@ -1,0 +1,46 @@
+"""Fixtures that several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+from image_helpers import paint
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with real images, beside the repository or where PSI_FAST_DATA points."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("PSI_FAST_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder} (set PSI_FAST_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_val_zip(data_dir: Path) -> Path:
+    """Tiny-ImageNet's 10,000 val images."""
+    return _present(data_dir / "tiny-imagenet-200-val.zip")
+
+
+@pytest.fixture(scope="session")
+def tiny_train_zip(data_dir: Path) -> Path:
+    """100 training images of each Tiny-ImageNet class."""
+    return _present(data_dir / "tiny-imagenet-200-train100.zip")
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Two classes; the blue channel numbers the images in the expected order."""
+    root = tmp_path / "pets"
+    for number, name in enumerate(("cat/a.png", "cat/b.PNG", "cat/deep/c.png", "dog/a.png", "dog/b.png")):
+        paint(root / name, (0, 0, number))
+    (root / "cat" / "notes.txt").write_text("no image")
+    (root / "cat" / ".hidden.png").write_text("no image")
+    return root
+
+
+def _present(path: Path) -> Path:
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not in {path.parent}")
+    return path
