@@ -83,6 +83,8 @@ class ActivationTap:
         (H, W) of a map, (g, g) of square tokens, None for a vector or tokens without a square.
     prefix : int
         Tokens in front of the grid; position `prefix + row * W + column` is the grid's (row, column).
+    positions : int
+        Positions per image (P).
 
     Raises
     ------
@@ -110,6 +112,7 @@ class ActivationTap:
         self._memory_format = channels_last(network.module)
         self._shape, layout = self._examine()
         self.channels, self.grid, self.prefix = layout.channels, layout.grid, layout.prefix
+        self.positions = layout.to_positions(torch.empty(1, *self._shape)).shape[2]
         self._to_positions = layout.to_positions
 
     def __enter__(self) -> Self:
@@ -142,7 +145,7 @@ class ActivationTap:
         """
         if not self._open:
             raise RuntimeError("an ActivationTap is called inside `with tap:`")
-        batch = batch.to(self.device).contiguous(memory_format=self._memory_format)
+        batch = batch.to(self.device)
         if self.device.type == "cpu" and not torch.is_grad_enabled():
             return in_slices(self._forward, batch)
         return self._forward(batch)
@@ -150,7 +153,7 @@ class ActivationTap:
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
         self._seen.clear()
         try:
-            self.network.module(batch)
+            self.network.module(batch.contiguous(memory_format=self._memory_format))
         except _Stop:
             pass
         output = self._seen.pop() if self._seen else None

@@ -1,6 +1,7 @@
 """score() and score_embeddings(): the stages in order."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from torch.nn.functional import normalize
 
 from psi_fast import store
 from psi_fast.activation_tap import ActivationTap
@@ -29,6 +31,8 @@ from psi_fast.vocabulary import load_vocabulary
 
 RANDOM_POOL = 1000
 """Random patches embedded for the random-patch channels."""
+PROBE_IMAGES = 8
+"""Images the effective receptive field is averaged over."""
 
 
 def score(
@@ -87,7 +91,6 @@ def score(
     where = pick_device(device)
     network = load_network(model)
     tap = ActivationTap(network, layer, where)
-    chosen = _channel_ids(channels, tap.channels)
     with bars.stage("open images"):
         source = open_images(images, max_images=max_images, seed=config.seed, skip_unreadable=skip_unreadable)
     if len(source) < config.top_k:
@@ -98,6 +101,8 @@ def score(
         encoder = load_encoder(encoder).to(where)
         words = None if vocabulary is None else load_vocabulary(vocabulary)
         names, text = encoder.concepts(words)
+    bank = Bank(tuple(names), normalize(text.float().cpu(), dim=1))
+    inputs = Inputs(network, tap, _channel_ids(channels, tap.channels), source, encoder, bank, config, where)
     fingerprints = {
         "network": network.fingerprint(),
         "images": source.fingerprint,
@@ -105,74 +110,96 @@ def score(
         "vocabulary": words.fingerprint if words else "the encoder's own",
         "code": store.code_fingerprint(),
     }
-    identity = store.fingerprint([fingerprints, layer, chosen.tolist(), config.to_dict()])
-    folder = None if out is None else Path(out)
-    if folder is not None and store.finished(folder, identity):
+    about = {
+        "identity": store.fingerprint([fingerprints, layer, inputs.channels.tolist(), config.to_dict()]),
+        "network": network.name,
+        "layer": layer,
+        "encoder": encoder.name,
+        "vocabulary": words.name if words else "the encoder's own",
+        "source": str(images) if isinstance(images, (str, Path)) else type(images).__name__,
+        "fingerprints": fingerprints,
+    }
+    if out is None:
+        return _run(inputs, about, bars)[0]
+    folder = Path(out)
+    if store.finished(folder, about["identity"]):
         return store.load(folder)
-
-    def run() -> tuple[Scores, dict[str, torch.Tensor]]:
-        with bars.stage("patch size"):
-            probe = torch.stack([network.preprocess(source.load(i)) for i in np.linspace(0, len(source) - 1, 8, dtype=int)])
-            field = measure_field(tap, network.preprocess.size, config.patch, seed=config.seed, images=probe)
-        with bars.stage("mining"):
-            top = mine(tap, network, source, chosen, config, bars)
-        places = tap.prefix + (tap.grid[0] * tap.grid[1] if tap.grid else 1)
-        random_images, random_positions = random_patches(RANDOM_POOL, places, len(source), config.seed)
-
-        def in_image(positions: np.ndarray, of: np.ndarray) -> np.ndarray:
-            box = boxes(field, positions, tap.grid, tap.prefix, network.preprocess.size)
-            return network.preprocess.to_image(box, top.sizes[of])
-
-        box = in_image(top.positions, top.images)
-        # the channels' crops come first in the numbering of unique crops, the random ones are looked up beside them
-        crops, index = distinct_crops(np.where(top.dead[:, None], -1, top.images), box)
-        random_crops, random_index = distinct_crops(random_images, in_image(random_positions, random_images))
-        with bars.stage("embedding"):
-            together, inverse = np.unique(np.concatenate((crops, random_crops)), axis=0, return_inverse=True)
-            embedded = embed(together, source, encoder, where, config, bars)
-        unique, random = embedded[inverse[: len(crops)]], embedded[inverse[len(crops) :][random_index]]
-        labels = None if source.labels is None else source.labels[top.images]
-        table, clusters = evaluate(
-            PatchEmbeddings(unique, torch.from_numpy(index), torch.from_numpy(chosen)),
-            None if labels is None else torch.from_numpy(labels),
-            Bank(tuple(names), torch.nn.functional.normalize(text.float().cpu(), dim=1)),
-            Background(random, None if source.labels is None else torch.from_numpy(source.labels[random_images])),
-            config,
-            where,
-            bars,
-            dead=top.dead,
-            max_activation=top.values[:, 0],
-        )
-        manifest = {
-            "identity": identity,
-            "network": network.name,
-            "layer": layer,
-            "channels": len(chosen),
-            "encoder": encoder.name,
-            "vocabulary": words.name if words else "the encoder's own",
-            "concepts": len(names),
-            "images": len(source),
-            "source": str(images) if isinstance(images, (str, Path)) else type(images).__name__,
-            "distinct_crops": len(together),
-            "patch": {"mode": str(field.mode), "size_px": list(field.size), "note": field.note},
-            "config": config.to_dict(),
-            "fingerprints": fingerprints,
-            "versions": versions(),
-            "device": device_info(where),
-            "seconds": {name: round(seconds, 3) for name, seconds in bars.seconds.items()},
-            "images_per_second": round(len(source) / bars.seconds["mining"], 1),
-            "crops_per_second": round(len(together) / bars.seconds["embedding"], 1),
-            "warnings": [*network.warnings, *source.warnings, *encoder.warnings],
-        }
-        scores = Scores(table, clusters, manifest, _patch_table(top, box, source, clusters))
-        return scores, {"unique": unique, "index": torch.from_numpy(index), "text": text.float().cpu()}
-
-    if folder is None:
-        return run()[0]
     with store.reserved(folder):
-        scores, tensors = run()
-        store.save(folder, scores, tensors, tuple(names))
+        scores, tensors = _run(inputs, about, bars)
+        store.save(folder, scores, tensors, bank.names)
     return scores
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run works on: channels [C] int64 of the tapped layer, everything else loaded and checked."""
+
+    network: Network
+    tap: ActivationTap
+    channels: np.ndarray
+    images: ImageSet
+    encoder: Encoder
+    bank: Bank
+    config: PSIConfig
+    device: torch.device
+
+
+def _run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores, dict[str, torch.Tensor]]:
+    """The stages from images to scores; also the tensors worth keeping."""
+    network, tap, images, config = inputs.network, inputs.tap, inputs.images, inputs.config
+    with bars.stage("patch size"):
+        spread = np.linspace(0, len(images) - 1, PROBE_IMAGES, dtype=int)
+        probes = torch.stack([network.preprocess(images.load(i)) for i in spread])
+        field = measure_field(tap, network.preprocess.size, config.patch, seed=config.seed, images=probes)
+    with bars.stage("mining"):
+        top = mine(tap, network, images, inputs.channels, config, bars)
+        random_images, random_positions = random_patches(RANDOM_POOL, tap.positions, len(images), config.seed)
+
+    def in_image(positions: np.ndarray, of: np.ndarray) -> np.ndarray:
+        box = boxes(field, positions, tap.grid, tap.prefix, network.preprocess.size)
+        return network.preprocess.to_image(box, top.sizes[of])
+
+    box = in_image(top.positions, top.images)
+    chosen = np.where(top.dead[:, None], -1, top.images)
+    # one crop serves both the channels and the random patches, wherever they meet
+    crops, index = distinct_crops(
+        np.concatenate((chosen.ravel(), random_images)),
+        np.concatenate((box.reshape(-1, 4), in_image(random_positions, random_images))),
+    )
+    with bars.stage("embedding"):
+        embedded = embed(crops, images, inputs.encoder, inputs.device, config, bars)
+    index, random_index = index[: chosen.size].reshape(chosen.shape), index[chosen.size :]
+    used, inverse = np.unique(index[index >= 0], return_inverse=True)
+    index[index >= 0] = inverse
+    unique = embedded[used]
+    labels = images.labels
+    table, clusters = evaluate(
+        PatchEmbeddings(unique, torch.from_numpy(index), torch.from_numpy(inputs.channels)),
+        None if labels is None else torch.from_numpy(labels[top.images]),
+        inputs.bank,
+        Background(embedded[random_index], None if labels is None else torch.from_numpy(labels[random_images])),
+        config,
+        inputs.device,
+        bars,
+        dead=top.dead,
+        max_activation=top.values[:, 0],
+    )
+    manifest = about | {
+        "channels": len(inputs.channels),
+        "images": len(images),
+        "concepts": len(inputs.bank.names),
+        "distinct_crops": len(crops),
+        "patch": {"mode": str(field.mode), "size_px": list(field.size), "note": field.note},
+        "config": config.to_dict(),
+        "versions": versions(),
+        "device": device_info(inputs.device),
+        "seconds": {name: round(seconds, 3) for name, seconds in bars.seconds.items()},
+        "images_per_second": round(len(images) / bars.seconds["mining"], 1),
+        "crops_per_second": round(len(crops) / bars.seconds["embedding"], 1),
+        "warnings": [*network.warnings, *images.warnings, *inputs.encoder.warnings],
+    }
+    scores = Scores(table, clusters, manifest, _patch_table(top, box, images, clusters))
+    return scores, {"unique": unique, "index": torch.from_numpy(index), "text": inputs.bank.embeddings}
 
 
 def score_embeddings(
@@ -232,7 +259,8 @@ def score_embeddings(
         if (background_labels is None) != (labels is None):
             raise InputError("labels and background_labels go together: give both or neither")
         random = Background(
-            rows, None if background_labels is None else read_labels(background_labels, (len(rows),), "background_labels")
+            rows,
+            None if background_labels is None else read_labels(background_labels, (len(rows),), "background_labels"),
         )
     table, clusters = evaluate(
         patches,
@@ -251,10 +279,7 @@ def score_embeddings(
 def _channel_ids(channels: slice | Sequence[int] | None, count: int) -> np.ndarray:
     if channels is None:
         return np.arange(count)
-    if isinstance(channels, slice):
-        ids = np.arange(count)[channels]
-    else:
-        ids = np.asarray(channels, dtype=np.int64)
+    ids = np.arange(count)[channels] if isinstance(channels, slice) else np.asarray(channels, dtype=np.int64)
     outside = ids[(ids < 0) | (ids >= count)]
     if len(outside):
         raise InputError(f"channel {outside[0]} is outside the layer's 0..{count - 1}")
@@ -274,12 +299,7 @@ def _patch_table(top: TopPatches, box: np.ndarray, source: ImageSet, clusters: n
             "image": np.asarray(source.names, dtype=object)[image],
             "box": list(box[row, rank].astype(np.float32)),
             "activation": top.values[row, rank],
-            "label": _label_names(source)[image] if source.labels is not None else None,
+            "label": None if source.labels is None else np.asarray(source.class_names, object)[source.labels[image]],
             "cluster": clusters[row, rank],
         }
     )
-
-
-def _label_names(source: ImageSet) -> np.ndarray:
-    names = np.asarray(source.class_names, dtype=object)
-    return names[source.labels]

@@ -27,7 +27,10 @@ def calibrate(observed: np.ndarray, mean: np.ndarray, sd: np.ndarray, p: np.ndar
 
 
 def combine(parts: list[Calibrated]) -> tuple[np.ndarray, np.ndarray]:
-    """log PSI = -sum softplus(-z), which still ranks channels whose PSI rounds to 1, and the joint p, the largest of the components'."""
+    """log PSI = -sum softplus(-z), which still ranks channels whose PSI rounds to 1, and the joint p.
+
+    A channel is polysemantic when all components say so, so the joint p is the largest of theirs (Berger 1982).
+    """
     log_psi = -sum(np.logaddexp(0, -part.z) for part in parts)
     return np.asarray(log_psi), np.max([part.p for part in parts], axis=0)
 

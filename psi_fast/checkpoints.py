@@ -29,7 +29,9 @@ def checkpoint_errors(path: str | Path) -> Iterator[None]:
             "checkpoint; save the network's state_dict with torch.save or as .safetensors"
         ) from error
     except (SafetensorError, EOFError, RuntimeError, OSError, KeyError, ValueError, IndexError, TypeError) as error:
-        raise ModelError(f"{path} cannot be read as a checkpoint ({one_line(error)}); fetch or save it again") from error
+        raise ModelError(
+            f"{path} cannot be read as a checkpoint ({one_line(error)}); fetch or save it again"
+        ) from error
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:

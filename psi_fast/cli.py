@@ -26,7 +26,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             prog="psi-fast",
             description="Calibrated polysemanticity scores for every channel of a vision network.",
             args=arguments,
-            config=(tyro.conf.FlagCreatePairsOff,),
         )
     except PsiFastError as error:
         print(f"psi-fast: error: {error}", file=sys.stderr)  # noqa: T201
@@ -63,7 +62,7 @@ def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
         max_images: int | None = None,
         skip_unreadable: bool = False,
         device: Literal["auto", "cpu", "cuda"] = "auto",
-        no_progress: bool = False,
+        progress: bool = True,
         settings: Settings = base,
     ) -> None:
         """Score a layer's channels from images and write a run folder.
@@ -71,7 +70,8 @@ def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
         Besides the flags below, --config FILE.toml or --preset {default,paper} set the defaults of the settings.
 
         Args:
-            network: efficientnet-lite:lite0, torchvision:resnet50[@WEIGHTS|@none|@/path.pth], timm:NAME[@none|@/path] or package.module:function.
+            network: efficientnet-lite:lite0, torchvision:resnet50[@WEIGHTS|@none|@/path.pth], timm:NAME[@none|@/path]
+                or package.module:function.
             layer: Module whose channels are scored; `psi-fast layers` lists them.
             images: Tiny-ImageNet as a folder or zip, an ImageFolder, or a folder of images.
             encoder: open_clip:ARCH/TAG, open_clip:ARCH/CHECKPOINT or classifier:NETWORK.
@@ -81,7 +81,7 @@ def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
             max_images: Use an evenly spread, seeded subset of so many images.
             skip_unreadable: Leave out images that cannot be decoded, and count them.
             device: Where to compute.
-            no_progress: Show no progress bars.
+            progress: Show progress bars, where stderr is a terminal.
             settings: Settings of the method.
         """
         from psi_fast.present import show_scores
@@ -96,7 +96,7 @@ def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
             channels=_channel_slice(channels),
             device=device,
             out=out,
-            progress=not no_progress,
+            progress=progress,
             max_images=max_images,
             skip_unreadable=skip_unreadable,
         )
@@ -130,17 +130,17 @@ def show(folder: Annotated[Path, tyro.conf.Positional], *, count: int = 15) -> N
     show_scores(psi_fast.load(folder), folder, count)
 
 
-def demo(*, out: Path = Path("runs/demo"), no_progress: bool = False) -> None:
+def demo(*, out: Path = Path("runs/demo"), progress: bool = True) -> None:
     """Score EfficientNet-Lite0's last convolution on scikit-image's photographs; needs no download beyond packages.
 
     Args:
         out: Run folder to write; a finished demo in it is shown instead.
-        no_progress: Show no progress bars.
+        progress: Show progress bars, where stderr is a terminal.
     """
     from psi_fast.demo import run_demo
     from psi_fast.present import show_scores
 
-    show_scores(run_demo(out, progress=not no_progress), out)
+    show_scores(run_demo(out, progress=progress), out)
 
 
 def env() -> None:
@@ -155,6 +155,10 @@ def _channel_slice(text: str | None) -> slice | None:
         return None
     first, colon, stop = text.partition(":")
     try:
-        return slice(int(first) if first else None, int(stop) if stop else None) if colon else slice(int(first), int(first) + 1)
+        return (
+            slice(int(first) if first else None, int(stop) if stop else None)
+            if colon
+            else slice(int(first), int(first) + 1)
+        )
     except ValueError as error:
         raise ConfigError(f"--channels must be first:stop, such as 0:256, got {text!r}") from error

@@ -1,14 +1,14 @@
 """PatchEmbeddings -> Clusters: k-means in the Gram matrix, k by the largest silhouette."""
 
 import torch
-from psi_fast_kernels._streams import Stream
-from psi_fast_kernels._tiling import draws_per_chunk
-from psi_fast_kernels.cluster import cluster
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from psi_fast.config import PSIConfig
 from psi_fast.results import Clusters, PatchEmbeddings
+from psi_fast_kernels._streams import Stream
+from psi_fast_kernels._tiling import draws_per_chunk
+from psi_fast_kernels.cluster import cluster
 
 
 def cluster_patches(patches: PatchEmbeddings, config: PSIConfig) -> Clusters:

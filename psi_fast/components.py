@@ -1,12 +1,12 @@
 """Clusters (+ labels, concept bank) -> S, Q, D."""
 
 import torch
-from psi_fast_kernels.permutation_null import dense_labels, nmi
-from psi_fast_kernels.text_null import distinctness
 from torch import Tensor
 
 from psi_fast.config import PSIConfig
 from psi_fast.results import Bank, Clusters, Components, PatchEmbeddings
+from psi_fast_kernels.permutation_null import dense_labels, nmi
+from psi_fast_kernels.text_null import distinctness
 
 
 def measure(

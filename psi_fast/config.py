@@ -44,7 +44,7 @@ class PSIConfig:
 
     # Distinctness
     distinctness: Literal["gap", "pairwise"] = "gap"
-    """D: how much better a cluster fits its own concept than its siblings' (gap), or how far the concepts lie apart (pairwise)."""
+    """D: how much better a cluster fits its own concept than its siblings' (gap), or how far apart concepts are (pairwise)."""
 
     # Null draws
     rotation: Rotation = "unimodal"
@@ -133,7 +133,9 @@ def _check_type(name: str, value: Any) -> None:
     if name in ("center", "exact") and not isinstance(value, bool):
         raise ConfigError(f"{name} must be true or false, got {value!r}")
     if name in choices and value not in choices[name]:
-        raise ConfigError(f"{name} must be one of {', '.join(choices[name])}, got {value!r}{nearest(str(value), choices[name])}")
+        raise ConfigError(
+            f"{name} must be one of {', '.join(choices[name])}, got {value!r}{nearest(str(value), choices[name])}"
+        )
     if name == "patch" and value not in ("effective", "theoretical", "cell", "image") and not _is_number(value):
         raise ConfigError(f"patch must be effective, theoretical, cell, image or a fraction, got {value!r}")
     if name == "band" and value is not None and not (len(value) == 2 and all(map(_is_number, value))):

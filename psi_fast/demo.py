@@ -114,4 +114,6 @@ def run_demo(out: str | Path, progress: bool = True) -> Scores:
     """
     from psi_fast.api import score
 
-    return score(DEMO_NETWORK, DEMO_LAYER, demo_tiles(), encoder=DEMO_ENCODER, config=DEMO_CONFIG, out=out, progress=progress)
+    return score(
+        DEMO_NETWORK, DEMO_LAYER, demo_tiles(), encoder=DEMO_ENCODER, config=DEMO_CONFIG, out=out, progress=progress
+    )

@@ -8,7 +8,18 @@ import torch
 
 from psi_fast.errors import ConfigError
 
-_PACKAGES = ("psi-fast", "torch", "torchvision", "numpy", "scipy", "pandas", "pyarrow", "pillow", "open_clip_torch", "timm")
+_PACKAGES = (
+    "psi-fast",
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "pandas",
+    "pyarrow",
+    "pillow",
+    "open_clip_torch",
+    "timm",
+)
 
 
 def versions() -> dict[str, str]:
@@ -36,5 +47,7 @@ def pick_device(name: str) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device must be auto, cpu or cuda, got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda was asked for, but torch sees no GPU; use --device cpu, or check the driver with nvidia-smi")
+        raise ConfigError(
+            "device cuda was asked for, but torch sees no GPU; use --device cpu, or check the driver with nvidia-smi"
+        )
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from psi_fast_kernels._streams import Stream
-from psi_fast_kernels.philox import permutation
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -17,6 +15,8 @@ from psi_fast.nulls import draw_nulls
 from psi_fast.progress import Progress
 from psi_fast.results import Bank, PatchEmbeddings
 from psi_fast.scores import tabulate
+from psi_fast_kernels._streams import Stream
+from psi_fast_kernels.philox import permutation
 
 RANDOM_CHANNELS = 100
 """Random-patch channels scored beside the real ones; `random_percentile` moves in steps of 1 %."""
@@ -44,7 +44,6 @@ def evaluate(
     max_activation: np.ndarray,
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """The score table and the cluster labels [C, K] of the patches; labels [C, K] int64, dead [C] bool, max_activation [C]."""
-    real = len(patches.index)
     patches, bank, background = _centred(patches, bank, background) if config.center else (patches, bank, background)
     if background is not None:
         patches, labels = _with_random_channels(patches, labels, background, config)
@@ -56,10 +55,8 @@ def evaluate(
         components = measure(patches, clusters, labels, bank, config)
     with progress.stage("nulls"):
         nulls = draw_nulls(patches, clusters, components, labels, bank, config, progress)
-    table = tabulate(
-        patches, clusters, components, nulls, bank, real=real, dead=dead, max_activation=max_activation
-    )
-    return table, clusters.labels[:real].cpu().numpy()
+    table = tabulate(patches, clusters, components, nulls, bank, dead=dead, max_activation=max_activation)
+    return table, clusters.labels[: patches.real].cpu().numpy()
 
 
 def _centred(
@@ -95,4 +92,5 @@ def _with_random_channels(
         torch.cat((patches.unique, background.embeddings)),
         torch.cat((patches.index, index)),
         torch.cat((patches.channel, ids)),
+        random=RANDOM_CHANNELS,
     ), labels

@@ -8,18 +8,16 @@ SLICE = 8
 """Images per forward pass on a CPU: few enough that activations stay in cache."""
 
 
-def in_slices(
-    function: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, size: int = SLICE
-) -> torch.Tensor:
+def in_slices(function: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, size: int = SLICE) -> torch.Tensor:
     """`function` of `batch`, computed on slices of exactly `size` rows, the last one padded with zeros.
 
     A CPU library picks its loop order by the shape it is given, so the last bits of a row change with the batch it
-    came in. With one shape for every call they do not.
+    came in. With one shape, and one memory layout, for every call they do not.
 
     Parameters
     ----------
     function
-        Maps [size, ...] to [size, ...], every row on its own.
+        Maps [size, ...] to [size, ...], every row on its own; called with contiguous tensors.
     batch
         [B, ...] with B >= 1.
 
@@ -34,7 +32,7 @@ def in_slices(
         count = len(rows)
         if count < size:
             rows = torch.cat([rows, rows.new_zeros(size - count, *rows.shape[1:])])
-        outputs.append(function(rows)[:count])
+        outputs.append(function(rows.contiguous())[:count])
     return torch.cat(outputs)
 
 

@@ -4,9 +4,6 @@ import math
 
 import numpy as np
 import torch
-from psi_fast_kernels._streams import Stream
-from psi_fast_kernels.philox import uint32
-from psi_fast_kernels.topk_merge import TopK, empty_top_k, spatial_maxima, topk_merge
 
 from psi_fast.config import PSIConfig
 from psi_fast.errors import InputError
@@ -15,6 +12,9 @@ from psi_fast.networks import ActivationTap, Network
 from psi_fast.prefetch import batches, prefetch
 from psi_fast.progress import Progress
 from psi_fast.results import TopPatches
+from psi_fast_kernels._streams import Stream
+from psi_fast_kernels.philox import uint32
+from psi_fast_kernels.topk_merge import TopK, empty_top_k, spatial_maxima, topk_merge
 
 
 def mine(
@@ -31,7 +31,7 @@ def mine(
     InputError
         An image cannot be decoded, or the network returns a value that is not finite.
     """
-    per_image = min(config.per_image, _positions(tap))
+    per_image = min(config.per_image, tap.positions)
     keep = config.top_k if config.band is None else len(images) * per_image
     top: TopK | None = None
     low, high = np.full(len(channels), np.inf), np.full(len(channels), -np.inf)
@@ -65,12 +65,6 @@ def mine(
     return TopPatches(channels, values, found, positions, dead=low == high, sizes=sizes)
 
 
-def _positions(tap: ActivationTap) -> int:
-    if tap.grid is None:
-        return 1
-    return tap.prefix + math.prod(tap.grid)
-
-
 def _check_finite(
     maxima: torch.Tensor, minima: torch.Tensor, images: ImageSet, first: int, channels: np.ndarray
 ) -> None:
@@ -97,7 +91,9 @@ def _draw_band(top: TopK, channels: np.ndarray, config: PSIConfig) -> TopK:
     missing = config.top_k - chosen.shape[1]
     if missing <= 0:
         return drawn
-    return TopK(*(torch.cat(pair, 1) for pair in zip(drawn, empty_top_k(len(channels), missing, ids.device), strict=True)))
+    return TopK(
+        *(torch.cat(pair, 1) for pair in zip(drawn, empty_top_k(len(channels), missing, ids.device), strict=True))
+    )
 
 
 def random_patches(count: int, places: int, images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -249,10 +249,14 @@ def _timm(spec: str, rest: str) -> Network:
     name, weights_name = _split_weights(rest)
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        raise ModelError(f"unknown network {spec!r}: timm has no {architecture!r}{nearest(architecture, timm.list_models())}")
+        raise ModelError(
+            f"unknown network {spec!r}: timm has no {architecture!r}{nearest(architecture, timm.list_models())}"
+        )
     tags = [known.partition(".")[2] for known in timm.list_pretrained(architecture) if "." in known]
     if tag and tag not in tags:
-        raise ModelError(f"unknown weights in {spec!r}: {architecture} has {', '.join(tags) or 'none'}{nearest(tag, tags)}")
+        raise ModelError(
+            f"unknown weights in {spec!r}: {architecture} has {', '.join(tags) or 'none'}{nearest(tag, tags)}"
+        )
     if weights_name and weights_name != "none" and not _is_path(weights_name):
         raise ModelError(f"weights in {spec!r} must be @none or @/path; timm's own are named {architecture}.TAG")
     if weights_name:

@@ -2,16 +2,16 @@
 
 import numpy as np
 import torch
-from psi_fast_kernels._tiling import rows_per_chunk
-from psi_fast_kernels.permutation_null import dense_labels, entropy, mutual_information_moments, permutation_null
-from psi_fast_kernels.rotation_null import Tangent, rotation_null, rotation_pool, sphere_null, tangent_space
-from psi_fast_kernels.text_null import shuffle_moments, text_rotation_null, text_shuffle_null
 from torch import Tensor
 
 from psi_fast.clustering import unit_gram
 from psi_fast.config import PSIConfig
 from psi_fast.progress import Progress
 from psi_fast.results import Bank, Clusters, Components, NullMoments, PatchEmbeddings
+from psi_fast_kernels._tiling import rows_per_chunk
+from psi_fast_kernels.permutation_null import dense_labels, entropy, mutual_information_moments, permutation_null
+from psi_fast_kernels.rotation_null import Tangent, rotation_null, rotation_pool, sphere_null, tangent_space
+from psi_fast_kernels.text_null import shuffle_moments, text_rotation_null, text_shuffle_null
 
 TIE = 1e-6  # draws this close to the observed value count as reaching it: rounding must not decide
 POOL_DRAWS = 64  # rotations held at once
@@ -30,7 +30,9 @@ def draw_nulls(
     """The nulls of the components there are, under "S", "Q", "D", and the paper's S null under "S_independent"."""
     independent = _sphere_moments(patches, components.S, config)
     nulls = {"S_independent": independent}
-    nulls["S"] = independent if config.rotation == "independent" else _rotation_moments(patches, components.S, config, progress)
+    nulls["S"] = (
+        independent if config.rotation == "independent" else _rotation_moments(patches, components.S, config, progress)
+    )
     if labels is not None and components.Q is not None:
         nulls["Q"] = _permutation_moments(patches, clusters, components.Q, labels, config, progress)
     if bank is not None and components.D is not None:
@@ -108,7 +110,12 @@ def _sphere_moments(patches: PatchEmbeddings, observed: Tensor, config: PSIConfi
 
 
 def _permutation_moments(
-    patches: PatchEmbeddings, clusters: Clusters, observed: Tensor, labels: Tensor, config: PSIConfig, progress: Progress
+    patches: PatchEmbeddings,
+    clusters: Clusters,
+    observed: Tensor,
+    labels: Tensor,
+    config: PSIConfig,
+    progress: Progress,
 ) -> NullMoments:
     result = _empty(observed)
     groups = list(patches.groups(2 * config.k_max))
@@ -156,7 +163,7 @@ def _text_moments(
     if len(rows) == 0:
         return result
     prototypes, k = clusters.prototypes[rows], clusters.k[rows]
-    chosen = components.concepts[rows]
+    chosen = components.concepts[: patches.real]
     pool = chosen[chosen >= 0] if config.text_pool == "layer" else None
     shared = {"kind": config.distinctness, "draws": range(config.draws), "seed": config.seed, "backend": config.backend}
     if config.text_null == "rotated":

@@ -11,7 +11,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def prefetch(work: Callable[[Item], Result], items: Iterable[Item], *, ahead: int, workers: int | None = None) -> Iterator[Result]:
+def prefetch(
+    work: Callable[[Item], Result], items: Iterable[Item], *, ahead: int, workers: int | None = None
+) -> Iterator[Result]:
     """`work(item)` for every item, in order, computed at most `ahead` items early; an error surfaces at its item."""
     workers = workers or min(8, os.cpu_count() or 1)
     remaining = iter(items)

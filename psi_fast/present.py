@@ -22,14 +22,24 @@ def show_scores(scores: Scores, folder: Path, count: int = 15) -> None:
     """Print the `count` most polysemantic channels, the counts of flags, the time per stage and where the results lie."""
     console = _console()
     manifest = scores.manifest
-    table = Table(box=box.SIMPLE_HEAD, title=f"{manifest['network']}  {manifest['layer']}: most polysemantic channels", title_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"{manifest['network']}  {manifest['layer']}: most polysemantic channels",
+        title_justify="left",
+    )
     for name in ("channel", "PSI", "S^", "Q^", "D^", "q", "random %"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("clusters: concept (patches)")
     for _, row in scores.top(count).iterrows():
         clusters = "  |  ".join(_cluster_names(row))
         hats = [_number(row[f"{name}_hat"], 3) for name in "SQD"]
-        numbers = [str(row["channel"]), _number(row["psi"], 4), *hats, _number(row["q"], 3), _number(row["random_percentile"], 0)]
+        numbers = [
+            str(row["channel"]),
+            _number(row["psi"], 4),
+            *hats,
+            _number(row["q"], 3),
+            _number(row["random_percentile"], 0),
+        ]
         table.add_row(*numbers, escape(clusters))
     console.print(table)
     flags = scores.flag_counts()
@@ -54,7 +64,13 @@ def show_scores(scores: Scores, folder: Path, count: int = 15) -> None:
 def show_layers(layers: Iterable[LayerInfo]) -> None:
     """Print name, type, output shape and channels of each layer, in the order of execution."""
     table = Table(box=box.SIMPLE_HEAD)
-    for name, justify in (("layer", "left"), ("type", "left"), ("output", "left"), ("channels", "right"), ("calls", "right")):
+    for name, justify in (
+        ("layer", "left"),
+        ("type", "left"),
+        ("output", "left"),
+        ("channels", "right"),
+        ("calls", "right"),
+    ):
         table.add_column(name, justify=justify, overflow="fold")
     for layer in layers:
         values = dataclasses.asdict(layer)

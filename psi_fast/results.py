@@ -1,7 +1,7 @@
 """The records that the stages pass on. C channels, K patches each, U unique patches of width d, P concepts."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -49,11 +49,18 @@ class PatchEmbeddings:
     unique : [U, d] float32, unit rows
     index : [C, K] int64 into unique, -1 where a channel has no patch
     channel : [C] int64, the id that the channel's random draws depend on
+    random : how many of the channels, the last ones, are random-patch channels
     """
 
     unique: Tensor
     index: Tensor
     channel: Tensor
+    random: int = 0
+
+    @property
+    def real(self) -> int:
+        """How many channels are the layer's own."""
+        return len(self.index) - self.random
 
     def groups(self, at_least: int) -> Iterator[Group]:
         """The channels with at least `at_least` valid patches, by that number, so that a group has no gaps."""
@@ -69,7 +76,9 @@ class PatchEmbeddings:
 
     def to(self, device: torch.device) -> "PatchEmbeddings":
         """The same embeddings on `device`."""
-        return PatchEmbeddings(self.unique.to(device), self.index.to(device), self.channel.to(device))
+        return replace(
+            self, unique=self.unique.to(device), index=self.index.to(device), channel=self.channel.to(device)
+        )
 
 
 @dataclass(frozen=True)

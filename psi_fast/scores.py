@@ -59,20 +59,24 @@ def tabulate(
     nulls: dict[str, NullMoments],
     bank: Bank | None,
     *,
-    real: int,
     dead: np.ndarray,
     max_activation: np.ndarray,
 ) -> pd.DataFrame:
-    """The score table of the first `real` channels; the others are random-patch channels, the baseline of `random_percentile`.
+    """The score table of the layer's own channels; the random-patch channels are the baseline of `random_percentile`.
 
     Parameters
     ----------
     dead, max_activation : [real] bool and float32
     """
+    real = patches.real
     parts = {}
     for name, observed in components.present().items():
         null = nulls[name]
-        parts[name] = (observed.cpu().numpy(), null, calibrate(observed.cpu().numpy(), *(x.cpu().numpy() for x in (null.mean, null.sd, null.p))))
+        parts[name] = (
+            observed.cpu().numpy(),
+            null,
+            calibrate(observed.cpu().numpy(), *(x.cpu().numpy() for x in (null.mean, null.sd, null.p))),
+        )
     log_psi, p = combine([part for _, _, part in parts.values()])
     independent = nulls["S_independent"]
     beside = calibrate(*(x.cpu().numpy() for x in (components.S, independent.mean, independent.sd, independent.p)))
@@ -91,7 +95,9 @@ def tabulate(
         "p": p[:real],
         "q": discovery_rate(p[:real]),
         "k": k[:real],
-        "cluster_sizes": [np.bincount(row[row >= 0], minlength=n).tolist() for row, n in zip(labels[:real], k, strict=False)],
+        "cluster_sizes": [
+            np.bincount(row[row >= 0], minlength=n).tolist() for row, n in zip(labels[:real], k, strict=False)
+        ],
         "concepts": [[bank.names[t] for t in row[row >= 0]] if bank else [] for row in concepts[:real]],
         "max_activation": max_activation,
         "random_percentile": percentile(log_psi[:real], log_psi[real:]),

@@ -39,7 +39,11 @@ def finished(folder: Path, identity: str) -> bool:
             return True
         about = f"{held.get('network')}, layer {held.get('layer')}, {held.get('images')}"
         raise StoreError(f"{folder} holds another run ({about}); choose another folder or remove this one")
-    foreign = [p.name for p in folder.iterdir() if p.name not in (SCORES, PATCHES, EMBEDDINGS) and not p.name.startswith(TEMPORARY)]
+    foreign = [
+        p.name
+        for p in folder.iterdir()
+        if p.name not in (SCORES, PATCHES, EMBEDDINGS) and not p.name.startswith(TEMPORARY)
+    ]
     if foreign:
         raise StoreError(f"{folder} holds files that are no run of psi_fast ({foreign[0]}, ...); choose another folder")
     return False
@@ -75,11 +79,15 @@ def save(folder: Path, scores: Scores, tensors: dict[str, torch.Tensor], concept
         _write(folder / SCORES, lambda path: table.to_parquet(path, index=False))
         _write(folder / PATCHES, lambda path: patches.to_parquet(path, index=False))
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        _write(folder / EMBEDDINGS, lambda path: save_file(contiguous, path, metadata={"concepts": json.dumps(concepts)}))
+        _write(
+            folder / EMBEDDINGS, lambda path: save_file(contiguous, path, metadata={"concepts": json.dumps(concepts)})
+        )
         text = json.dumps(scores.manifest, indent=2, ensure_ascii=False) + "\n"
         _write(folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
     except OSError as error:
-        raise StoreError(f"cannot write to {folder}: {error.strerror or error}; nothing half-written was left") from error
+        raise StoreError(
+            f"cannot write to {folder}: {error.strerror or error}; nothing half-written was left"
+        ) from error
 
 
 def load(folder: str | Path) -> Scores:
@@ -92,10 +100,12 @@ def load(folder: str | Path) -> Scores:
     """
     folder = Path(folder)
     if not (folder / MANIFEST).exists():
-        raise StoreError(f"{folder} holds no finished run (no {MANIFEST}); make one with `psi-fast score --out {folder}`")
+        raise StoreError(
+            f"{folder} holds no finished run (no {MANIFEST}); make one with `psi-fast score --out {folder}`"
+        )
     manifest = _read_manifest(folder)
     try:
-        table = pd.read_parquet(folder / SCORES)
+        table = _with_lists(pd.read_parquet(folder / SCORES))
         patches = pd.read_parquet(folder / PATCHES)
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"cannot read the run in {folder}: {error}") from error
@@ -138,3 +148,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StoreError(f"cannot read {folder / MANIFEST}: {error}") from error
+
+
+def _with_lists(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with lists in its list columns, as it was written; parquet gives arrays back."""
+    lists = {name: [list(row) for row in table[name]] for name in ("cluster_sizes", "concepts", "flags")}
+    return table.assign(**lists)

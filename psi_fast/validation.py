@@ -19,7 +19,9 @@ def read_embeddings(embeddings: Any, valid: Any) -> PatchEmbeddings:
         raise InputError(f"embeddings must hold at least one channel, patch and dimension, got shape {x.shape}")
     held = np.ones(x.shape[:2], dtype=bool) if valid is None else _array("valid", valid, 2, "[C, K]")
     if held.shape != x.shape[:2] or held.dtype != bool:
-        raise InputError(f"valid must be bool {list(x.shape[:2])} (channels, patches), got {held.dtype} {list(held.shape)}")
+        raise InputError(
+            f"valid must be bool {list(x.shape[:2])} (channels, patches), got {held.dtype} {list(held.shape)}"
+        )
     rows = _unit_rows("embeddings", x[held], np.argwhere(held))
     unique, inverse = _distinct_rows(rows)
     index = np.full(held.shape, -1, dtype=np.int64)
@@ -76,7 +78,9 @@ def _unit_rows(name: str, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
     norm = np.linalg.norm(rows.astype(np.float64), axis=1)
     for problem, bad in (("nan or inf", ~np.isfinite(norm)), ("zero", norm == 0)):
         if bad.any():
-            raise InputError(f"{name}{places[np.argmax(bad)].tolist()} is {problem}; leave it out with `valid`, or mend it")
+            raise InputError(
+                f"{name}{places[np.argmax(bad)].tolist()} is {problem}; leave it out with `valid`, or mend it"
+            )
     return normalize(torch.from_numpy(rows), dim=1).numpy()
 
 

@@ -183,6 +183,13 @@ def test_image_removed_after_opening_is_named(image_folder):
     assert "'cat/a.png'" in message(images.load, 0)
 
 
+def test_dangling_link_is_named_or_skipped(image_folder):
+    (image_folder / "cat" / "a.png").unlink()
+    (image_folder / "cat" / "a.png").symlink_to("gone.png")
+    assert "'cat/a.png'" in message(open_images(image_folder).load, 0)
+    assert open_images(image_folder, skip_unreadable=True).warnings == ["skipped 1 unreadable image: cat/a.png"]
+
+
 def test_decompression_bomb_is_named(image_folder, monkeypatch):
     paint(image_folder / "cat" / "a.png", size=(50, 50))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)

@@ -1,6 +1,7 @@
 """Decoding, fingerprints, subsets and Datasets."""
 
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -33,9 +34,9 @@ def test_palette_with_transparency(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
 def test_16_bit_grey_is_scaled_not_clipped(tmp_path, suffix):
-    values = np.array([[0, 257, 257 * 128, 65535]], dtype=np.uint16)
+    values = np.array([[0, 1000, 257 * 128, 65535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / f"a.{suffix}")
-    assert np.asarray(open_images(tmp_path).load(0))[0, :, 1].tolist() == [0, 1, 128, 255]
+    assert np.asarray(open_images(tmp_path).load(0))[0, :, 1].tolist() == [0, 4, 128, 255]
 
 
 def test_float_pixels_are_refused(tmp_path):
@@ -139,6 +140,11 @@ def test_subset_depends_on_the_seed_and_reaches_every_image():
     assert len({name for names in draws for name in names}) == 80
 
 
+def test_which_classes_get_one_image_more_is_drawn_by_lot():
+    images = labelled([5] * 6)
+    assert {open_images(images, max_images=1, seed=seed).labels[0] for seed in range(60)} == set(range(6))
+
+
 def test_subset_without_labels_is_spread_evenly():
     pixels = np.zeros((100, 2, 2), dtype=np.uint8)
     rows = [int(name) for name in open_images(pixels, max_images=10).names]
@@ -192,6 +198,7 @@ def test_dataset_images(item, expected):
     ("item", "came"),
     [
         (torch.full((3, 4, 4), -1.5), "a float32 tensor [3, 4, 4] within -1.5..-1.5"),
+        (torch.full((3, 4, 4), 2.0), "a float32 tensor [3, 4, 4] within 2..2"),
         (torch.full((3, 4, 4), float("nan")), "a float32 tensor [3, 4, 4]"),
         (torch.zeros(1, 4, 4), "a float32 tensor [1, 4, 4]"),
         (np.zeros((4, 4, 3)), "a float64 array [4, 4, 3]"),
@@ -199,7 +206,7 @@ def test_dataset_images(item, expected):
         ("cat.png", "str 'cat.png'"),
         ({"image": GREY}, "dict"),
     ],
-    ids=["normalised", "nan", "one-channel", "float-array", "four-channels", "path", "dict"],
+    ids=["normalised", "above-one", "nan", "one-channel", "float-array", "four-channels", "path", "dict"],
 )
 @pytest.mark.parametrize("skip", [False, True])
 def test_dataset_images_that_are_refused(item, came, skip):
@@ -259,6 +266,25 @@ def test_dataset_of_other_shapes_is_refused():
     assert "got int" in message(open_images, 7)
     stream = type("Stream", (torch.utils.data.IterableDataset,), {"__iter__": lambda self: iter(())})
     assert "map-style Dataset" in message(open_images, stream())
+
+
+def test_dataset_is_read_by_one_thread_at_a_time():
+    class Fragile(Counting):
+        inside = 0
+        clashes = 0
+
+        def __getitem__(self, index):
+            self.inside += 1
+            self.clashes += self.inside > 1
+            time.sleep(0.001)
+            self.inside -= 1
+            return super().__getitem__(index)
+
+    dataset = Fragile([i % 3 * 10 for i in range(500)])
+    images = open_images(dataset)
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        list(pool.map(images.load, range(40)))
+    assert dataset.clashes == 0
 
 
 def test_dataset_items_that_fail_are_named_or_skipped():

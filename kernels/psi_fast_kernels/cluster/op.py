@@ -49,6 +49,4 @@ def cluster(
             f"channel and draw must be [{gram.shape[0]}], got {tuple(channel.shape)} and {tuple(draw.shape)}"
         )
     select_backend(backend)
-    return reference.cluster(
-        gram, k_max=k_max, n_init=n_init, seed=seed, stream=stream, channel=channel, draw=draw
-    )
+    return reference.cluster(gram, k_max=k_max, n_init=n_init, seed=seed, stream=stream, channel=channel, draw=draw)

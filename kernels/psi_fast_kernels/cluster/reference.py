@@ -14,6 +14,7 @@ from torch import Tensor
 from psi_fast_kernels.philox import uniform
 
 MAX_STEPS = 50
+CANDIDATES = 3  # 2 + log k, rounded down, for k = 3..7
 
 
 class Clustering(NamedTuple):
@@ -39,7 +40,8 @@ def cluster(
     gram: Tensor, *, k_max: int, n_init: int, seed: int, stream: int, channel: Tensor, draw: Tensor
 ) -> Clustering:
     """See `psi_fast_kernels.cluster.op.cluster`."""
-    numbers = uniform(seed, stream, channel, draw, n_init * k_max).unflatten(-1, (n_init, k_max))
+    numbers = uniform(seed, stream, channel, draw, n_init * k_max * CANDIDATES)
+    numbers = numbers.unflatten(-1, (n_init, k_max, CANDIDATES))
     starts = plus_plus(gram, numbers.to(gram.dtype))
     best = Clustering(
         torch.full(gram.shape[:1], -torch.inf, dtype=gram.dtype, device=gram.device),
@@ -61,33 +63,52 @@ def cluster(
 
 
 def plus_plus(gram: Tensor, numbers: Tensor) -> Tensor:
-    """Similarity of every sample to each k-means++ start, [N, R, k, K].
+    """Similarity of every sample to each greedy k-means++ start, [N, R, k, K].
+
+    Each start after the first is the best of CANDIDATES samples drawn by their squared distance to the starts so far:
+    the one that leaves the smallest sum of squared distances.
 
     Parameters
     ----------
     gram : [N, K, K]
-    numbers : [N, R, k] uniform in (0, 1)
-        One per start: where it falls in the cumulated squared distances.
+    numbers : [N, R, k, CANDIDATES] uniform in (0, 1)
+        Where each candidate falls in the cumulated squared distances.
+
+    References
+    ----------
+    Arthur, Vassilvitskii: k-means++, the advantages of careful seeding. SODA 2007.
     """
+    problems, restarts, steps, candidates = numbers.shape
     samples = gram.shape[1]
-    diagonal = gram.diagonal(dim1=1, dim2=2)[:, None]
-    rows = torch.arange(gram.shape[0], device=gram.device)[:, None]
-    chosen = (numbers[..., 0] * samples).long().clamp_(max=samples - 1)
-    similarity = [gram[rows, chosen]]
-    dist2 = torch.full_like(similarity[0], torch.inf)
-    for step in range(1, numbers.shape[-1]):
-        to_last = diagonal + diagonal.expand_as(dist2).gather(2, chosen[..., None]) - 2 * similarity[-1]
-        dist2 = torch.minimum(dist2, to_last.clamp_(min=0))
+    rows = torch.arange(problems, device=gram.device)[:, None]
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    first = (numbers[..., 0, 0] * samples).long().clamp_(max=samples - 1)
+    similarity = [gram[rows, first]]
+    dist2 = _dist2_to(diagonal, diagonal.gather(1, first), similarity[0])
+    for step in range(1, steps):
         cumulated = dist2.cumsum(-1)
-        target = numbers[..., step, None] * cumulated[..., -1:]
+        target = numbers[:, :, step] * cumulated[..., -1:]
         # all samples covered (total 0): any start does
-        chosen = torch.searchsorted(cumulated, target, right=True)[..., 0].clamp_(max=samples - 1)
-        similarity.append(gram[rows, chosen])
+        drawn = torch.searchsorted(cumulated, target, right=True).clamp_(max=samples - 1).flatten(1)
+        column = gram[rows, drawn]
+        left = _dist2_to(diagonal, diagonal.gather(1, drawn), column).unflatten(1, (restarts, candidates))
+        left = torch.minimum(left, dist2[:, :, None])
+        best = left.sum(-1).argmin(-1)[..., None, None].expand(-1, -1, 1, samples)
+        similarity.append(column.unflatten(1, (restarts, candidates)).gather(2, best)[:, :, 0])
+        dist2 = left.gather(2, best)[:, :, 0]
     return torch.stack(similarity, dim=2)
 
 
+def _dist2_to(diagonal: Tensor, chosen: Tensor, similarity: Tensor) -> Tensor:
+    """Squared distances [N, M, K] to chosen samples: G_ii [N, K], G_cc [N, M], G_ic [N, M, K]."""
+    return (diagonal[:, None] + chosen[..., None] - 2 * similarity).clamp_(min=0)
+
+
 def lloyd(gram: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Labels [N, R, K] moved to the nearest centre until none changes, at most MAX_STEPS times; an emptied cluster stays empty."""
+    """Labels [N, R, K] moved to the nearest centre until none changes, at most MAX_STEPS times.
+
+    A cluster that loses its last sample stays empty.
+    """
     labels = labels.clone()
     active = torch.arange(gram.shape[0], device=gram.device)
     part_gram, part = gram, labels

@@ -55,7 +55,9 @@ def mutual_information_moments(cluster_sizes: np.ndarray, class_sizes: np.ndarra
                         rest = table.means(total - b, b2)[::-1]
                         inner = table.conditional(total - a, a2, b - x, rest, total - b)
                         second += others * (b_count[jb] - (jb == ib)) * (weight @ inner)
-    constant = (xlogy(total, total) - xlogy(cluster_sizes, cluster_sizes).sum() - xlogy(class_sizes, class_sizes).sum()) / total
+    constant = (
+        xlogy(total, total) - xlogy(cluster_sizes, cluster_sizes).sum() - xlogy(class_sizes, class_sizes).sum()
+    ) / total
     return float(mean / total + constant), float(max(0.0, second - mean**2) / total**2)
 
 
@@ -91,7 +93,9 @@ class _Hypergeometric:
             self._means[total, marked] = self.pmf(total, np.arange(total + 1), marked) @ self.f[: marked + 1]
         return self._means[total, marked]
 
-    def conditional(self, total: int, marked: int, drawn: np.ndarray, reversed_means: np.ndarray, other: int) -> np.ndarray:
+    def conditional(
+        self, total: int, marked: int, drawn: np.ndarray, reversed_means: np.ndarray, other: int
+    ) -> np.ndarray:
         """E over w of g(marked - w), w marked among `drawn` of `total`; g given as reversed_means[other - argument]."""
         p = self.pmf(total, drawn, marked)
         return p @ reversed_means[other - marked + np.arange(marked + 1)]

@@ -24,7 +24,6 @@ from psi_fast_kernels._tiling import draws_per_chunk
 from psi_fast_kernels.cluster.reference import cluster
 from psi_fast_kernels.philox import normal, uniform
 
-
 FLAT_AXES = 8
 MEAN_STEPS = 8
 
@@ -85,7 +84,15 @@ def rotation_null(
 
 
 def sphere_null(
-    samples: int, width: int, *, draws: range, k_max: int, n_init: int, seed: int, dtype: torch.dtype, device: torch.device
+    samples: int,
+    width: int,
+    *,
+    draws: range,
+    k_max: int,
+    n_init: int,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Tensor:
     """See `psi_fast_kernels.rotation_null.op.sphere_null`."""
     parts = []
@@ -160,7 +167,7 @@ def orthogonal_to_ones(samples: int, like: Tensor) -> Tensor:
 
 
 def _log_map(gram: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For the mean direction X^T weights: cosines to it [C, K, 1], theta / sin theta [C, K, 1], and the weights of the mean tangent vector."""
+    """At the mean direction X^T weights: cosines to it, theta / sin theta, the mean tangent vector's weights, each [C, K, 1]."""
     cosine = (gram @ weights).clamp(-1, 1)
     theta = torch.arccos(cosine)
     scale = theta / torch.sin(theta).clamp(min=1e-12)

@@ -43,9 +43,9 @@ def text_shuffle_null(
 def text_rotation_null(
     prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str, draws: range, seed: int, backend: str = "auto"
 ) -> Tensor:
-    """D after the bank is turned against the image space and concepts are chosen again, [C, B]; arguments as in `text_shuffle_null`.
+    """D after the bank is turned against the image space and concepts are chosen again, [C, B].
 
-    The rotations are shared by all channels.
+    The rotations are shared by all channels; arguments as in `text_shuffle_null`.
     """
     _check(prototypes, k, text, k)
     select_backend(backend)
@@ -58,4 +58,6 @@ def _check(prototypes: Tensor, k: Tensor, text: Tensor, channel: Tensor) -> None
             f"prototypes must be [C, k_max, d] and text [P, d], got {tuple(prototypes.shape)} and {tuple(text.shape)}"
         )
     if k.shape != prototypes.shape[:1] or channel.shape != prototypes.shape[:1]:
-        raise ValueError(f"k and channel must be [{prototypes.shape[0]}], got {tuple(k.shape)} and {tuple(channel.shape)}")
+        raise ValueError(
+            f"k and channel must be [{prototypes.shape[0]}], got {tuple(k.shape)} and {tuple(channel.shape)}"
+        )

@@ -1,8 +1,8 @@
 """D and its nulls in plain torch. C channels, B draws, k clusters of d-wide unit prototypes mu_j, P concepts T_p.
 
-    gap         D = mean_j [ mu_j . T_tj - mean_{l != j} mu_j . T_tl ] = sum_l h_l(t_l)
-                h_l(p) = A_lp / (k - 1) - sum_j A_jp / (k (k - 1)),   A = mu T^T
-    pairwise    D = mean over pairs j < l of 1 - T_tj . T_tl
+gap         D = mean_j [ mu_j . T_tj - mean_{l != j} mu_j . T_tl ] = sum_l h_l(t_l)
+            h_l(p) = A_lp / (k - 1) - sum_j A_jp / (k (k - 1)),   A = mu T^T
+pairwise    D = mean over pairs j < l of 1 - T_tj . T_tl
 """
 
 from typing import NamedTuple
@@ -31,7 +31,15 @@ def distinctness(prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str) -> C
 
 
 def text_shuffle_null(
-    prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str, pool: Tensor | None, draws: range, seed: int, channel: Tensor
+    prototypes: Tensor,
+    k: Tensor,
+    text: Tensor,
+    *,
+    kind: str,
+    pool: Tensor | None,
+    draws: range,
+    seed: int,
+    channel: Tensor,
 ) -> Tensor:
     """See `psi_fast_kernels.text_null.op.text_shuffle_null`."""
     channels, k_max, _ = prototypes.shape
@@ -53,12 +61,16 @@ def text_rotation_null(prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str
     """
     channels, k_max, width = prototypes.shape
     frame_size = min(k_max, width)
-    values, vectors = torch.linalg.eigh(torch.where(_used(prototypes, k)[..., None], prototypes, 0).double() @ prototypes.mT.double())
+    values, vectors = torch.linalg.eigh(
+        torch.where(_used(prototypes, k)[..., None], prototypes, 0).double() @ prototypes.mT.double()
+    )
     root = (vectors * values.clamp(min=0).sqrt()[:, None])[..., -frame_size:].to(prototypes.dtype)
     result = prototypes.new_empty(channels, len(draws))
     per_draw = 4 * (frame_size + 2 * k_max) * len(text)
     for start in range(draws.start, draws.stop, rows_per_chunk(per_draw, budget_bytes=64 * 2**20)):
-        draw = torch.arange(start, min(draws.stop, start + rows_per_chunk(per_draw, budget_bytes=64 * 2**20)), device=text.device)
+        draw = torch.arange(
+            start, min(draws.stop, start + rows_per_chunk(per_draw, budget_bytes=64 * 2**20)), device=text.device
+        )
         gaussian = normal(seed, Stream.TEXT_ROTATION, torch.zeros_like(draw), draw, width * frame_size)
         q, r = torch.linalg.qr(gaussian.unflatten(-1, (width, frame_size)))
         frame = (q * r.diagonal(dim1=1, dim2=2).sign()[:, None]).mT.to(text.dtype) @ text.T  # F T^T [b, frame, P]
@@ -70,7 +82,9 @@ def text_rotation_null(prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str
     return result
 
 
-def shuffle_moments(prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str, pool: Tensor | None) -> tuple[Tensor, Tensor]:
+def shuffle_moments(
+    prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str, pool: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Exact mean and standard deviation of the shuffled-text null, each [C]; arguments as in `text_null.op.text_shuffle_null`.
 
     Concepts are drawn with replacement, so the gap's h_l are independent, and the pairwise value is a U-statistic.
@@ -79,7 +93,9 @@ def shuffle_moments(prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str, p
     if kind == "gap":
         means, variances = [], []
         for rows in torch.arange(len(k), device=k.device).split(rows_per_chunk(40 * prototypes.shape[1] * len(bank))):
-            h = torch.where(_used(prototypes[rows], k[rows])[..., None], _affinity(prototypes[rows], k[rows], bank, kind), 0)
+            h = torch.where(
+                _used(prototypes[rows], k[rows])[..., None], _affinity(prototypes[rows], k[rows], bank, kind), 0
+            )
             h = h.double()
             means.append(h.mean(-1).sum(-1))
             variances.append(h.var(-1, correction=0).sum(-1))

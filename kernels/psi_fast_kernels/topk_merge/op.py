@@ -50,8 +50,9 @@ def topk_merge(top: TopK, maxima: Maxima, first_image: int) -> TopK:
     channels, images, rank = maxima.values.shape
     index = torch.arange(first_image, first_image + images, device=maxima.values.device)
     new = (maxima.values, index[:, None].expand(images, rank).expand(channels, -1, -1), maxima.positions)
-    values, others = torch.cat((top.values, new[0].flatten(1)), dim=1), [
-        torch.cat((old, fresh.flatten(1)), dim=1) for old, fresh in zip(top[1:], new[1:], strict=True)
-    ]
+    values, others = (
+        torch.cat((top.values, new[0].flatten(1)), dim=1),
+        [torch.cat((old, fresh.flatten(1)), dim=1) for old, fresh in zip(top[1:], new[1:], strict=True)],
+    )
     order = values.argsort(dim=1, descending=True, stable=True)[:, : top.values.shape[1]]
     return TopK(values.gather(1, order), *(other.gather(1, order) for other in others))

@@ -1,0 +1,90 @@
+"""Encoders: crop -> embedding and concept -> embedding, in one space."""
+
+from typing import Protocol, Self, runtime_checkable
+
+import PIL.Image
+import torch
+
+from psi_fast.errors import ModelError, nearest
+from psi_fast.vocabulary import Vocabulary
+
+__all__ = ["Encoder", "load_encoder"]
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Embeds crops, and the names of concepts, in one space.
+
+    Attributes
+    ----------
+    name : str
+        The spec it was loaded from.
+    size : int
+        Side of the encoder's input in px.
+    warnings : list[str]
+        What a reader of the results must know.
+    """
+
+    name: str
+    size: int
+    warnings: list[str]
+
+    def prepare(self, crop: PIL.Image.Image) -> torch.Tensor:
+        """The encoder's input for one crop, float32 [3, size, size]."""
+        ...
+
+    def encode(self, batch: torch.Tensor) -> torch.Tensor:
+        """Embeddings float32 [B, d] of prepared crops [B, 3, size, size]; not normalised."""
+        ...
+
+    def concepts(self, vocabulary: Vocabulary | None) -> tuple[list[str], torch.Tensor]:
+        """Names [P] and float32 [P, d] on the CPU, not normalised; None asks for the encoder's own bank."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes when the weights or the way images are prepared do."""
+        ...
+
+    def to(self, device: torch.device) -> Self:
+        """The same encoder, now running on `device`."""
+        ...
+
+
+def load_encoder(spec: str | Encoder) -> Encoder:
+    """The encoder that `spec` names.
+
+    Parameters
+    ----------
+    spec
+        - `classifier:NETWORK`, NETWORK as `psi_fast.networks.load_network` takes it: penultimate features, and the
+          classifier's rows as concepts.
+        - `open_clip:ARCH/TAG`, or `open_clip:ARCH/PATH` for a local checkpoint (an absolute path follows the slash:
+          `open_clip:ViT-B-32//weights/clip.pt`).
+        - an Encoder, returned as it is.
+
+    Raises
+    ------
+    ModelError
+        For an unknown family, architecture, tag or network (with the nearest names), a missing package, a checkpoint
+        that cannot be read or does not fit, or a hub that cannot be reached.
+    """
+    if not isinstance(spec, str):
+        if isinstance(spec, Encoder):
+            return spec
+        raise ModelError(
+            f"an encoder is a spec or has name, size, warnings, prepare, encode, concepts, fingerprint and to; "
+            f"got {type(spec).__name__}"
+        )
+    family, _, rest = spec.partition(":")
+    if family == "classifier" and rest:
+        from psi_fast.encoders.classifier import ClassifierEncoder
+
+        return ClassifierEncoder(rest)
+    if family == "open_clip" and rest:
+        from psi_fast.encoders.open_clip import OpenClipEncoder
+
+        return OpenClipEncoder(rest)
+    raise ModelError(
+        f"encoder {spec!r} is not understood; expected open_clip:ARCH/TAG or classifier:NETWORK"
+        f"{nearest(family, ('open_clip', 'classifier'))}"
+    )

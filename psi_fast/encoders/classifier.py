@@ -1,0 +1,80 @@
+"""A classifier as an encoder: what goes into its last linear layer, and that layer's rows as the concepts."""
+
+from typing import Self
+
+import PIL.Image
+import torch
+from torch import nn
+
+from psi_fast.activation_tap import ActivationTap, final_linear
+from psi_fast.errors import ModelError
+from psi_fast.forward import autocast, channels_last, fast_precision
+from psi_fast.networks import Network, load_network
+from psi_fast.vocabulary import Vocabulary
+
+
+class ClassifierEncoder:
+    """Penultimate features of a classifier, aligned with its class vectors.
+
+    The logits are products of the two, so an image lies near the class vectors of what it shows. There is no text
+    tower: the concepts are the classes.
+
+    Parameters
+    ----------
+    network
+        A network or a spec for `load_network`. It is put on the encoder's device and stays there.
+
+    Attributes
+    ----------
+    precision : str
+        The dtype of the forward pass on the present device: float16, bfloat16 or float32.
+    """
+
+    def __init__(self, network: str | nn.Module | Network) -> None:
+        self._network = load_network(network)
+        self.name = f"classifier:{self._network.name}"
+        self.size = self._network.preprocess.size
+        self.warnings = list(self._network.warnings)
+        self._layer = final_linear(self._network)
+        self.to(torch.device("cpu"))
+
+    def prepare(self, crop: PIL.Image.Image) -> torch.Tensor:
+        """The network's input for one crop, float32 [3, size, size], by the network's own preprocess."""
+        return self._network.preprocess(crop)
+
+    def encode(self, batch: torch.Tensor) -> torch.Tensor:
+        """Penultimate features float32 [B, d] of prepared crops [B, 3, size, size]; not normalised."""
+        with self._tap, torch.inference_mode(), autocast(self._device, self._dtype):
+            return self._tap(batch)[:, :, 0]
+
+    def concepts(self, vocabulary: Vocabulary | None) -> tuple[list[str], torch.Tensor]:
+        """The class names [P] and the last layer's rows, float32 [P, d] on the CPU.
+
+        Raises
+        ------
+        ModelError
+            When `vocabulary` asks for other concepts than the classes.
+        """
+        rows = self._network.module.get_submodule(self._layer).weight.detach().float().cpu().clone()
+        names = self._network.class_names or [f"class {index}" for index in range(len(rows))]
+        if vocabulary is not None and vocabulary.concepts != tuple(names):
+            raise ModelError(
+                f"{self.name} has no text tower: its concepts are its own {len(names)} classes, so vocabulary "
+                f"{vocabulary.name!r} cannot be embedded; leave the vocabulary out or use an open_clip encoder"
+            )
+        return names, rows
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) over the network's weights and preprocess."""
+        return self._network.fingerprint()
+
+    def to(self, device: torch.device) -> Self:
+        """The encoder itself, its network now on `device`."""
+        self._device = torch.device(device)
+        self._dtype = fast_precision(self._device)
+        self.precision = str(self._dtype).removeprefix("torch.")
+        module = self._network.module
+        module.to(self._device)
+        module.to(memory_format=channels_last(module))
+        self._tap = ActivationTap(self._network, self._layer, self._device, at="input")
+        return self

@@ -1,0 +1,196 @@
+"""CLIP models of the open_clip package."""
+
+import importlib.util
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import PIL.Image
+import torch
+
+from psi_fast.checkpoints import checkpoint_errors, hub_error, one_line, require_hub_file, state_fingerprint
+from psi_fast.errors import ModelError, nearest
+from psi_fast.forward import autocast, channels_last, fast_precision, in_slices
+from psi_fast.vocabulary import TEMPLATES, Vocabulary, load_vocabulary
+
+_PROMPTS = 64
+"""Prompts per pass through the text tower; always as many, so that the bank does not depend on its length."""
+
+
+class OpenClipEncoder:
+    """The image and text towers of an open_clip model, fed by the model's own preprocessing.
+
+    A concept's vector is the mean over prompt templates of the normalised prompt vectors, normalised: open_clip's
+    templates for the vocabulary `imagenet`, `psi_fast.vocabulary.TEMPLATES` for any other.
+
+    Parameters
+    ----------
+    spec
+        ARCH/TAG or ARCH/PATH. A local checkpoint is fed as the architecture's published weights are, and gets the
+        activation of the architecture's name.
+
+    Attributes
+    ----------
+    precision : str
+        The dtype of the forward pass on the present device: float16, bfloat16 or float32.
+    """
+
+    def __init__(self, spec: str) -> None:
+        self.name = f"open_clip:{spec}"
+        if importlib.util.find_spec("open_clip") is None:
+            raise ModelError(f'{self.name} needs the package open_clip: pip install "psi-fast[open-clip]"')
+        self._arch, _, source = spec.partition("/")
+        _check(self.name, self._arch, source)
+        self.warnings: list[str] = []
+        self._model, self._transform = self._load(source)
+        self._model.eval().requires_grad_(False)
+        size = self._model.visual.image_size
+        self.size = size[0] if isinstance(size, (tuple, list)) else size
+        self._tokenizer: Any = None
+        self.to(torch.device("cpu"))
+
+    def prepare(self, crop: PIL.Image.Image) -> torch.Tensor:
+        """The encoder's input for one crop, float32 [3, size, size], by open_clip's own transform."""
+        return self._transform(crop)
+
+    def encode(self, batch: torch.Tensor) -> torch.Tensor:
+        """Image embeddings float32 [B, d] of prepared crops [B, 3, size, size]; not normalised."""
+        batch = batch.to(self._device)
+        with torch.inference_mode(), autocast(self._device, self._dtype):
+            result = in_slices(self._see, batch) if self._device.type == "cpu" else self._see(batch)
+            return result.float()
+
+    def concepts(self, vocabulary: Vocabulary | None) -> tuple[list[str], torch.Tensor]:
+        """Names [P] and unit vectors float32 [P, d] on the CPU of a vocabulary's concepts; None means open-1602."""
+        vocabulary = vocabulary or load_vocabulary("open-1602")
+        templates = self._templates(vocabulary)
+        prompts = [template(concept) for concept in vocabulary.concepts for template in templates]
+        tokenize = self._load_tokenizer()
+        vectors = []
+        for start in range(0, len(prompts), _PROMPTS):
+            tokens = tokenize(prompts[start : start + _PROMPTS]).to(self._device)
+            with torch.inference_mode(), autocast(self._device, self._dtype):
+                vectors.append(in_slices(self._model.encode_text, tokens, _PROMPTS).float().cpu())
+        unit = torch.nn.functional.normalize(torch.cat(vectors), dim=1)
+        mean = unit.reshape(len(vocabulary.concepts), len(templates), -1).mean(1)
+        return list(vocabulary.concepts), torch.nn.functional.normalize(mean, dim=1)
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) over the model's weights, its architecture name and its image transform."""
+        return state_fingerprint(self._model, self._arch, repr(self._model.visual.preprocess_cfg))
+
+    def to(self, device: torch.device) -> Self:
+        """The encoder itself, its towers now on `device`."""
+        self._device = torch.device(device)
+        self._dtype = fast_precision(self._device)
+        self.precision = str(self._dtype).removeprefix("torch.")
+        self._memory_format = channels_last(self._model.visual)
+        self._model.to(self._device)
+        self._model.visual.to(memory_format=self._memory_format)
+        return self
+
+    def _see(self, batch: torch.Tensor) -> torch.Tensor:
+        return self._model.encode_image(batch.contiguous(memory_format=self._memory_format))
+
+    def _templates(self, vocabulary: Vocabulary) -> list[Callable[[str], str]]:
+        if vocabulary.name == "imagenet":
+            from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+            return list(OPENAI_IMAGENET_TEMPLATES)
+        return [template.format for template in TEMPLATES]
+
+    def _load_tokenizer(self) -> Any:
+        """The architecture's tokenizer; some are fetched from the hub, which an image-only user need not reach."""
+        import open_clip
+
+        if self._tokenizer is None:
+            try:
+                self._tokenizer = open_clip.get_tokenizer(self._arch)
+            except ImportError as error:
+                raise ModelError(f"the tokenizer of {self.name} needs another package: {one_line(error)}") from error
+            except OSError as error:
+                raise ModelError(
+                    f"the tokenizer of {self.name} is not on this machine and cannot be fetched ({one_line(error)}); "
+                    "choose an architecture with open_clip's own tokenizer, such as ViT-B-32"
+                ) from error
+        return self._tokenizer
+
+    def _load(self, source: str) -> tuple[Any, Callable[[PIL.Image.Image], torch.Tensor]]:
+        import open_clip
+
+        published = source in open_clip.list_pretrained_tags_by_model(self._arch)
+        settings = self._published_settings(source if published else None)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if published:
+                loaded = self._from_hub(source, settings)
+            else:
+                with checkpoint_errors(source):
+                    loaded = open_clip.create_model_from_pretrained(
+                        self._arch,
+                        source,
+                        weights_only=True,
+                        image_mean=settings.get("mean"),
+                        image_std=settings.get("std"),
+                        image_interpolation=settings.get("interpolation"),
+                        image_resize_mode=settings.get("resize_mode"),
+                    )
+        quick = bool((open_clip.get_model_config(self._arch) or {}).get("quick_gelu", False))
+        activation = "QuickGELU" if quick else "GELU"
+        if not published:
+            self.warnings.append(
+                f"{self.name}: {activation} activation, by the architecture's name; a checkpoint trained with the other one "
+                "(OpenAI's weights: QuickGELU) gives wrong embeddings without an error"
+            )
+        elif bool(settings.get("quick_gelu", False)) != quick:
+            other = self._arch.removesuffix("-quickgelu") if quick else f"{self._arch}-quickgelu"
+            self.warnings.append(
+                f"{self.name}: {activation} activation in use, but these weights were trained with the other one; "
+                f"use open_clip:{other}/{source}"
+            )
+        self.warnings.extend(
+            f"{self.name}: {one_line(warning.message)}"
+            for warning in caught
+            if issubclass(warning.category, UserWarning)
+        )
+        return loaded
+
+    def _published_settings(self, tag: str | None) -> dict[str, Any]:
+        """How open_clip feeds the weights `tag`, or those the architecture is first published with; may be empty."""
+        import open_clip
+
+        tags = [tag] if tag else open_clip.list_pretrained_tags_by_model(self._arch)
+        return dict(open_clip.get_pretrained_cfg(self._arch, tags[0]) or {}) if tags else {}
+
+    def _from_hub(self, tag: str, settings: dict[str, Any]) -> tuple[Any, Callable[[PIL.Image.Image], torch.Tensor]]:
+        import open_clip
+
+        repository, _, filename = settings.get("hf_hub", "").rpartition("/")
+        files = [filename] if filename else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+        instead = f"open_clip:{self._arch}//path/{files[0]}"
+        if repository:
+            require_hub_file(repository, files, self.name, instead)
+        try:
+            return open_clip.create_model_from_pretrained(self._arch, tag, weights_only=True)
+        except (OSError, RuntimeError) as error:  # open_clip wraps the hub client's errors in RuntimeError
+            where = repository or str(settings.get("url", ""))
+            raise hub_error(where, files, self.name, instead, one_line(error)) from error
+
+
+def _check(name: str, arch: str, source: str) -> None:
+    """Raises a ModelError unless `arch` is known and `source` is one of its tags or a file."""
+    import open_clip
+
+    archs = open_clip.list_models()
+    if arch not in archs:
+        raise ModelError(f"unknown encoder {name!r}: open_clip has no architecture {arch!r}{nearest(arch, archs)}")
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    if source in tags or (source and Path(source).is_file()):
+        return
+    if "/" in source or Path(source).suffix in (".pt", ".pth", ".bin", ".safetensors"):
+        raise ModelError(f"no checkpoint file {source!r} for {name!r}")
+    raise ModelError(
+        f"unknown weights in {name!r}: {arch} has {', '.join(tags) or 'no published ones'}{nearest(source, tags)}; "
+        f"or give a checkpoint's path as open_clip:{arch}/PATH"
+    )

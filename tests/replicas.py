@@ -1,0 +1,196 @@
+"""Slow NumPy and scikit-learn versions of docs/method.md, one channel at a time, in coordinates instead of Gram matrices.
+
+They share no line with the code they check.
+"""
+
+import itertools
+
+import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.metrics import silhouette_score
+
+# ---- random numbers
+
+
+def philox4x32_10(counter: list[int], key: list[int]) -> list[int]:
+    """Four 32-bit words of Philox 4x32-10 in Python integers, as in Salmon et al. 2011."""
+    x, k = list(counter), list(key)
+    for number in range(10):
+        if number:
+            k = [(k[0] + 0x9E3779B9) % 2**32, (k[1] + 0xBB67AE85) % 2**32]
+        high0, low0 = divmod(0xD2511F53 * x[0], 2**32)
+        high1, low1 = divmod(0xCD9E8D57 * x[2], 2**32)
+        x = [high1 ^ x[1] ^ k[0], low1, high0 ^ x[3] ^ k[1], low0]
+    return x
+
+
+def haar(size: int, rng: np.random.Generator) -> np.ndarray:
+    """A uniformly distributed orthogonal matrix [size, size]."""
+    q, r = np.linalg.qr(rng.normal(size=(size, size)))
+    return q * np.sign(np.diag(r))
+
+
+# ---- clustering
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Rows of length one."""
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def inertia(x: np.ndarray, labels: np.ndarray) -> float:
+    """Sum of squared distances of the rows of x [K, d] to their cluster's mean."""
+    return sum(((x[labels == j] - x[labels == j].mean(0)) ** 2).sum() for j in np.unique(labels))
+
+
+def best_silhouette(x: np.ndarray, k_max: int, n_init: int, seed: int) -> float:
+    """Largest mean cosine silhouette of scikit-learn's k-means over k = 2..k_max."""
+    values = []
+    for k in range(2, k_max + 1):
+        labels = KMeans(k, n_init=n_init, random_state=seed).fit(x).labels_
+        if len(np.unique(labels)) > 1:
+            values.append(silhouette_score(x, labels, metric="cosine"))
+    return max(values, default=0.0)
+
+
+# ---- rotations of the samples
+
+
+def log_map(x: np.ndarray, tolerance: float = 1e-13) -> tuple[np.ndarray, np.ndarray]:
+    """Mean direction [d] on the sphere and the tangent vectors [K, d] there of unit rows x, iterated until the mean rests."""
+    centre = unit(x.sum(0))
+    for _ in range(1000):
+        along = x @ centre
+        across = x - np.outer(along, centre)
+        length = np.linalg.norm(across, axis=1)
+        angle = np.arctan2(length, along)
+        vectors = across * np.divide(angle, length, out=np.ones_like(angle), where=length > 1e-12)[:, None]
+        step = vectors.mean(0)
+        size = np.linalg.norm(step)
+        if size < tolerance:
+            break
+        centre = unit(np.cos(size) * centre + np.sin(size) * step / size)
+    return centre, vectors
+
+
+def exp_map(centre: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Points on the sphere at the tangent vectors [K, d] of `centre`."""
+    angle = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.cos(angle) * centre + np.sinc(angle / np.pi) * vectors
+
+
+def with_ranks_of(values: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """`values` reordered so that their ranks are those of `like`."""
+    result = np.empty_like(values)
+    result[np.argsort(like)] = np.sort(values)
+    return result
+
+
+def flat_weights(axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of the uniform and the normal part that give the kurtosis of the unit columns `axes` [K, m]."""
+    kurtosis = np.clip(len(axes) * (axes**4).sum(0), 1.8, 3)
+    flat = ((3 - kurtosis) / 1.2) ** 0.25
+    return flat, np.sqrt(1 - flat**2)
+
+
+def rotate(x: np.ndarray, rotation: str, rng: np.random.Generator) -> np.ndarray:
+    """One null draw [K, d] of unit rows x."""
+    samples, width = x.shape
+    if rotation == "independent":
+        return unit(rng.normal(size=x.shape))
+    centre, t = log_map(x)
+    if rotation == "gaussian":
+        return exp_map(centre, rng.normal(size=(samples, samples)) @ t / np.sqrt(samples - 1))
+    if rotation in ("tangent", "radial"):
+        # an orthogonal basis whose first axis is the constant one; the others are turned among themselves
+        basis = np.linalg.qr(np.c_[np.ones(samples), rng.normal(size=(samples, samples - 1))])[0]
+        turn = np.eye(samples)
+        turn[1:, 1:] = haar(samples - 1, rng)
+        mixed = basis @ turn @ basis.T @ t
+    else:
+        u, s, vt = np.linalg.svd(t, full_matrices=False)
+        axes = min(samples - 1, width)
+        m = min(8, axes // 2)
+        flat, peaked = flat_weights(u[:, :m])
+        y = flat * rng.uniform(-np.sqrt(3), np.sqrt(3), (samples, m)) + peaked * rng.normal(size=(samples, m))
+        left, _, right = np.linalg.svd(y - y.mean(0), full_matrices=False)
+        leading = left @ right  # polar factor: Y (Y^T Y)^(-1/2)
+        rest = np.linalg.qr(np.c_[np.ones(samples), leading, rng.normal(size=(samples, axes - m))])[0][:, m + 1 :]
+        mixed = np.c_[leading, rest] * s[:axes] @ vt[:axes]
+    if rotation in ("radial", "unimodal"):
+        length = np.linalg.norm(mixed, axis=1)
+        mixed = mixed * (with_ranks_of(np.linalg.norm(t, axis=1), length) / length)[:, None]
+    return exp_map(centre, mixed)
+
+
+# ---- agreement with labels
+
+
+def mutual_information(a: np.ndarray, b: np.ndarray) -> float:
+    """Mutual information in nats of two labellings, from its definition."""
+    total = 0.0
+    for i in np.unique(a):
+        for j in np.unique(b):
+            joint = np.mean((a == i) & (b == j))
+            if joint > 0:
+                total += joint * np.log(joint / (np.mean(a == i) * np.mean(b == j)))
+    return total
+
+
+def permuted_information(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Mutual information of `a` with every permutation of `b`, [n!]."""
+    one_a = np.eye(a.max() + 1)[a]
+    values = []
+    for order in itertools.permutations(range(len(b))):
+        joint = one_a.T @ np.eye(b.max() + 1)[b[list(order)]] / len(b)
+        outer = joint.sum(1, keepdims=True) * joint.sum(0)
+        seen = joint > 0
+        values.append((joint[seen] * np.log(joint[seen] / outer[seen])).sum())
+    return np.array(values)
+
+
+# ---- distinctness of concepts
+
+
+def gap(prototypes: np.ndarray, vectors: np.ndarray) -> float:
+    """How much better the prototypes [k, d] fit their own concept vectors [k, d] than each other's."""
+    k = len(prototypes)
+    own = []
+    for j in range(k):
+        others = [prototypes[j] @ vectors[i] for i in range(k) if i != j]
+        own.append(prototypes[j] @ vectors[j] - np.mean(others))
+    return float(np.mean(own))
+
+
+def pairwise(prototypes: np.ndarray, vectors: np.ndarray) -> float:
+    """Mean of 1 - cosine over the pairs of concept vectors [k, d]."""
+    return float(np.mean([1 - a @ b for a, b in itertools.combinations(vectors, 2)]))
+
+
+DISTINCTNESS = {"gap": gap, "pairwise": pairwise}
+
+
+def distinctness(prototypes: np.ndarray, text: np.ndarray, kind: str) -> tuple[float, np.ndarray]:
+    """D and the concept nearest to each prototype."""
+    chosen = np.array([np.argmax([p @ t for t in text]) for p in prototypes])
+    return DISTINCTNESS[kind](prototypes, text[chosen]), chosen
+
+
+# ---- data
+
+
+def gaussian_cloud(samples: int, width: int, rng: np.random.Generator, *, decay: float = 1.0, offset: float = 2.0) -> np.ndarray:
+    """Unit rows [samples, width] of one Gaussian cloud with spectrum i^-decay around a mean of length `offset`."""
+    scale = (1.0 + np.arange(width)) ** (-decay / 2)
+    x = rng.normal(size=(samples, width)) * scale
+    direction = unit(rng.normal(size=width))
+    return unit(x + offset * direction)
+
+
+def planted_clusters(
+    samples: int, centres: np.ndarray, rng: np.random.Generator, *, noise: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """Unit rows [samples, d] around the rows of `centres` [m, d] in turn, and which centre each belongs to."""
+    which = np.arange(samples) % len(centres)
+    width = centres.shape[1]
+    return unit(centres[which] + noise * rng.normal(size=(samples, width)) / np.sqrt(width)), which
