@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from psi_fast.activation_tap import ActivationTap
+from psi_fast.environment import keep_freed_memory
 from psi_fast.images import ImageSet, open_images
 from psi_fast.networks import load_network
 from psi_fast.prefetch import batches, prefetch
@@ -17,6 +18,7 @@ BATCH = 32
 
 def arguments(description: str) -> argparse.ArgumentParser:
     """A parser with the options every benchmark on Tiny-ImageNet has."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--images", type=Path, default=Path("../shared/data/tiny-imagenet-200-val.zip"))
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

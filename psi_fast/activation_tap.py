@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -152,13 +152,11 @@ class ActivationTap:
 
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
         self._seen.clear()
-        try:
+        with suppress(_Stop):
             self.network.module(batch.contiguous(memory_format=self._memory_format))
-        except _Stop:
-            pass
         output = self._seen.pop() if self._seen else None
         shape = tuple(output.shape) if isinstance(output, torch.Tensor) else None
-        if shape != (len(batch), *self._shape):
+        if output is None or shape != (len(batch), *self._shape):
             raise ModelError(
                 f"layer {self.layer!r} of {self.network.name} gave {shape} for {len(batch)} images, "
                 f"expected {(len(batch), *self._shape)} as for the first ones; choose a layer whose output keeps its shape"

@@ -81,7 +81,7 @@ def state_fingerprint(module: nn.Module, *more: str) -> str:
     for key, value in module.state_dict().items():
         if isinstance(value, torch.Tensor):
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         else:  # a module's extra state
             digest.update(f"{key} {value!r}\n".encode())
     for text in more:
@@ -113,10 +113,12 @@ def require_hub_file(repository: str, filenames: Sequence[str], what: str, inste
         raise hub_error(repository, filenames, what, instead)
 
 
-def hub_error(repository: str, filenames: Sequence[str], what: str, instead: str, reason: str = "") -> ModelError:
+def hub_error(
+    repository: str, filenames: Sequence[str], what: str, instead: str, reason: str = "it cannot be reached"
+) -> ModelError:
     """The ModelError for weights that cannot be fetched: which file to fetch elsewhere, and how to name it."""
     return ModelError(
-        f"the weights of {what} are not on this machine and the model hub cannot be reached{reason and f' ({reason})'}: "
+        f"the weights of {what} are not on this machine and cannot be fetched from the model hub ({reason}): "
         f"fetch {' or '.join(filenames)} of {repository} on another machine and give its path as {instead}"
     )
 

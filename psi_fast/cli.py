@@ -11,6 +11,7 @@ import tyro
 
 import psi_fast
 from psi_fast.config import PSIConfig
+from psi_fast.environment import keep_freed_memory
 from psi_fast.errors import ConfigError, PsiFastError
 
 Settings = tyro.conf.OmitArgPrefixes[PSIConfig]
@@ -18,6 +19,7 @@ Settings = tyro.conf.OmitArgPrefixes[PSIConfig]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; any PsiFastError ends in one line on stderr and exit code 2."""
+    keep_freed_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments, base = _base_settings(arguments)

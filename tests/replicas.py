@@ -56,20 +56,20 @@ def best_silhouette(x: np.ndarray, k_max: int, n_init: int, seed: int) -> float:
 # ---- rotations of the samples
 
 
-def log_map(x: np.ndarray, tolerance: float = 1e-13) -> tuple[np.ndarray, np.ndarray]:
-    """Mean direction [d] on the sphere and the tangent vectors [K, d] there of unit rows x, iterated until the mean rests."""
+def log_map(x: np.ndarray, steps: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """Mean direction [d] of unit rows x and their tangent vectors [K, d] there, after `steps` updates or when it rests."""
     centre = unit(x.sum(0))
-    for _ in range(1000):
+    for step in range(steps + 1):
         along = x @ centre
         across = x - np.outer(along, centre)
         length = np.linalg.norm(across, axis=1)
         angle = np.arctan2(length, along)
         vectors = across * np.divide(angle, length, out=np.ones_like(angle), where=length > 1e-12)[:, None]
-        step = vectors.mean(0)
-        size = np.linalg.norm(step)
-        if size < tolerance:
+        move = vectors.mean(0)
+        size = np.linalg.norm(move)
+        if size < 1e-13 or step == steps:
             break
-        centre = unit(np.cos(size) * centre + np.sin(size) * step / size)
+        centre = unit(np.cos(size) * centre + np.sin(size) * move / size)
     return centre, vectors
 
 
@@ -179,7 +179,9 @@ def distinctness(prototypes: np.ndarray, text: np.ndarray, kind: str) -> tuple[f
 # ---- data
 
 
-def gaussian_cloud(samples: int, width: int, rng: np.random.Generator, *, decay: float = 1.0, offset: float = 2.0) -> np.ndarray:
+def gaussian_cloud(
+    samples: int, width: int, rng: np.random.Generator, *, decay: float = 1.0, offset: float = 2.0
+) -> np.ndarray:
     """Unit rows [samples, width] of one Gaussian cloud with spectrum i^-decay around a mean of length `offset`."""
     scale = (1.0 + np.arange(width)) ** (-decay / 2)
     x = rng.normal(size=(samples, width)) * scale

@@ -55,7 +55,7 @@ class ClassifierEncoder:
         ModelError
             When `vocabulary` asks for other concepts than the classes.
         """
-        rows = self._network.module.get_submodule(self._layer).weight.detach().float().cpu().clone()
+        rows = self._network.module.get_parameter(f"{self._layer}.weight").detach().float().cpu().clone()
         names = self._network.class_names or [f"class {index}" for index in range(len(rows))]
         if vocabulary is not None and vocabulary.concepts != tuple(names):
             raise ModelError(

@@ -1,6 +1,6 @@
 """CLIP models of the open_clip package."""
 
-import importlib.util
+import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from psi_fast.checkpoints import checkpoint_errors, hub_error, one_line, require_hub_file, state_fingerprint
 from psi_fast.errors import ModelError, nearest
 from psi_fast.forward import autocast, channels_last, fast_precision, in_slices
+from psi_fast.networks import require
 from psi_fast.vocabulary import TEMPLATES, Vocabulary, load_vocabulary
 
 _PROMPTS = 64
@@ -38,10 +39,9 @@ class OpenClipEncoder:
 
     def __init__(self, spec: str) -> None:
         self.name = f"open_clip:{spec}"
-        if importlib.util.find_spec("open_clip") is None:
-            raise ModelError(f'{self.name} needs the package open_clip: pip install "psi-fast[open-clip]"')
+        self._package = require("open_clip", '"psi-fast[open-clip]"', self.name)
         self._arch, _, source = spec.partition("/")
-        _check(self.name, self._arch, source)
+        self._check(source)
         self.warnings: list[str] = []
         self._model, self._transform = self._load(source)
         self._model.eval().requires_grad_(False)
@@ -71,7 +71,7 @@ class OpenClipEncoder:
         for start in range(0, len(prompts), _PROMPTS):
             tokens = tokenize(prompts[start : start + _PROMPTS]).to(self._device)
             with torch.inference_mode(), autocast(self._device, self._dtype):
-                vectors.append(in_slices(self._model.encode_text, tokens, _PROMPTS).float().cpu())
+                vectors.append(self._model.encode_text(tokens).float().cpu())
         unit = torch.nn.functional.normalize(torch.cat(vectors), dim=1)
         mean = unit.reshape(len(vocabulary.concepts), len(templates), -1).mean(1)
         return list(vocabulary.concepts), torch.nn.functional.normalize(mean, dim=1)
@@ -95,18 +95,14 @@ class OpenClipEncoder:
 
     def _templates(self, vocabulary: Vocabulary) -> list[Callable[[str], str]]:
         if vocabulary.name == "imagenet":
-            from open_clip import OPENAI_IMAGENET_TEMPLATES
-
-            return list(OPENAI_IMAGENET_TEMPLATES)
+            return list(self._package.OPENAI_IMAGENET_TEMPLATES)
         return [template.format for template in TEMPLATES]
 
     def _load_tokenizer(self) -> Any:
         """The architecture's tokenizer; some are fetched from the hub, which an image-only user need not reach."""
-        import open_clip
-
         if self._tokenizer is None:
             try:
-                self._tokenizer = open_clip.get_tokenizer(self._arch)
+                self._tokenizer = self._package.get_tokenizer(self._arch)
             except ImportError as error:
                 raise ModelError(f"the tokenizer of {self.name} needs another package: {one_line(error)}") from error
             except OSError as error:
@@ -116,10 +112,25 @@ class OpenClipEncoder:
                 ) from error
         return self._tokenizer
 
-    def _load(self, source: str) -> tuple[Any, Callable[[PIL.Image.Image], torch.Tensor]]:
-        import open_clip
+    def _check(self, source: str) -> None:
+        """Raises a ModelError unless the architecture is known and `source` is one of its tags or a file."""
+        archs = self._package.list_models()
+        if self._arch not in archs:
+            raise ModelError(
+                f"unknown encoder {self.name!r}: open_clip has no architecture {self._arch!r}{nearest(self._arch, archs)}"
+            )
+        tags = self._package.list_pretrained_tags_by_model(self._arch)
+        if source in tags or (source and Path(source).is_file()):
+            return
+        if "/" in source or Path(source).suffix in (".pt", ".pth", ".bin", ".safetensors"):
+            raise ModelError(f"no checkpoint file {source!r} for {self.name!r}")
+        raise ModelError(
+            f"unknown weights in {self.name!r}: {self._arch} has {', '.join(tags) or 'no published ones'}"
+            f"{nearest(source, tags)}; or give a checkpoint's path as open_clip:{self._arch}/PATH"
+        )
 
-        published = source in open_clip.list_pretrained_tags_by_model(self._arch)
+    def _load(self, source: str) -> tuple[Any, Callable[[PIL.Image.Image], torch.Tensor]]:
+        published = source in self._package.list_pretrained_tags_by_model(self._arch)
         settings = self._published_settings(source if published else None)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -127,7 +138,7 @@ class OpenClipEncoder:
                 loaded = self._from_hub(source, settings)
             else:
                 with checkpoint_errors(source):
-                    loaded = open_clip.create_model_from_pretrained(
+                    loaded = self._package.create_model_from_pretrained(
                         self._arch,
                         source,
                         weights_only=True,
@@ -136,7 +147,7 @@ class OpenClipEncoder:
                         image_interpolation=settings.get("interpolation"),
                         image_resize_mode=settings.get("resize_mode"),
                     )
-        quick = bool((open_clip.get_model_config(self._arch) or {}).get("quick_gelu", False))
+        quick = bool((self._package.get_model_config(self._arch) or {}).get("quick_gelu", False))
         activation = "QuickGELU" if quick else "GELU"
         if not published:
             self.warnings.append(
@@ -150,7 +161,7 @@ class OpenClipEncoder:
                 f"use open_clip:{other}/{source}"
             )
         self.warnings.extend(
-            f"{self.name}: {one_line(warning.message)}"
+            f"{self.name}: {' '.join(str(warning.message).split())}"
             for warning in caught
             if issubclass(warning.category, UserWarning)
         )
@@ -158,39 +169,20 @@ class OpenClipEncoder:
 
     def _published_settings(self, tag: str | None) -> dict[str, Any]:
         """How open_clip feeds the weights `tag`, or those the architecture is first published with; may be empty."""
-        import open_clip
-
-        tags = [tag] if tag else open_clip.list_pretrained_tags_by_model(self._arch)
-        return dict(open_clip.get_pretrained_cfg(self._arch, tags[0]) or {}) if tags else {}
+        tags = [tag] if tag else self._package.list_pretrained_tags_by_model(self._arch)
+        return dict(self._package.get_pretrained_cfg(self._arch, tags[0]) or {}) if tags else {}
 
     def _from_hub(self, tag: str, settings: dict[str, Any]) -> tuple[Any, Callable[[PIL.Image.Image], torch.Tensor]]:
-        import open_clip
-
         repository, _, filename = settings.get("hf_hub", "").rpartition("/")
         files = [filename] if filename else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
         instead = f"open_clip:{self._arch}//path/{files[0]}"
         if repository:
             require_hub_file(repository, files, self.name, instead)
         try:
-            return open_clip.create_model_from_pretrained(self._arch, tag, weights_only=True)
-        except (OSError, RuntimeError) as error:  # open_clip wraps the hub client's errors in RuntimeError
+            return self._package.create_model_from_pretrained(self._arch, tag, weights_only=True)
+        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
             where = repository or str(settings.get("url", ""))
-            raise hub_error(where, files, self.name, instead, one_line(error)) from error
-
-
-def _check(name: str, arch: str, source: str) -> None:
-    """Raises a ModelError unless `arch` is known and `source` is one of its tags or a file."""
-    import open_clip
-
-    archs = open_clip.list_models()
-    if arch not in archs:
-        raise ModelError(f"unknown encoder {name!r}: open_clip has no architecture {arch!r}{nearest(arch, archs)}")
-    tags = open_clip.list_pretrained_tags_by_model(arch)
-    if source in tags or (source and Path(source).is_file()):
-        return
-    if "/" in source or Path(source).suffix in (".pt", ".pth", ".bin", ".safetensors"):
-        raise ModelError(f"no checkpoint file {source!r} for {name!r}")
-    raise ModelError(
-        f"unknown weights in {name!r}: {arch} has {', '.join(tags) or 'no published ones'}{nearest(source, tags)}; "
-        f"or give a checkpoint's path as open_clip:{arch}/PATH"
-    )
+            # open_clip wraps the hub client's errors in a RuntimeError; other ones come from the file itself.
+            if isinstance(error, OSError) or "download" in str(error):
+                raise hub_error(where, files, self.name, instead, one_line(error)) from error
+            raise ModelError(f"the weights of {self.name} in the cache cannot be loaded ({one_line(error)})") from error

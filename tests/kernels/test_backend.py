@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from psi_fast_kernels._backend import BACKENDS, select_backend
 from psi_fast_kernels._tiling import draws_per_chunk, rows_per_chunk
 from psi_fast_kernels.cluster import cluster

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import replicas
 import torch
-from psi_fast_kernels._streams import Stream
-from psi_fast_kernels.cluster import cluster, inertia, silhouette
-from psi_fast_kernels.cluster.reference import lloyd, plus_plus
-from psi_fast_kernels.philox import uniform
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 from sklearn.metrics import silhouette_score
 
 from psi_fast.config import PSIConfig
+from psi_fast_kernels._streams import Stream
+from psi_fast_kernels.cluster import cluster, inertia, silhouette
+from psi_fast_kernels.cluster.reference import CANDIDATES, lloyd, plus_plus
+from psi_fast_kernels.philox import uniform
 
 SIZES = [4, 7, 40, 100, 128, 129]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -42,7 +42,9 @@ def clouds(samples: int, count: int = 6, width: int = 32, seed: int = 0) -> np.n
     rng = np.random.default_rng(seed)
     kinds = [replicas.gaussian_cloud(samples, width, rng) for _ in range(count // 2)]
     for m in range(count - len(kinds)):
-        kinds.append(replicas.planted_clusters(samples, replicas.unit(rng.normal(size=(2 + m, width))), rng, noise=1.0)[0])
+        kinds.append(
+            replicas.planted_clusters(samples, replicas.unit(rng.normal(size=(2 + m, width))), rng, noise=1.0)[0]
+        )
     return np.stack(kinds)
 
 
@@ -90,8 +92,9 @@ def test_inertia_is_within_2_percent_of_scikit_learn_on_real_problems():
     for k in range(2, 7):
         own = x[k - 2 :: 5]
         gram, ids = gram_of(own, torch.float32), torch.arange(len(own))
-        numbers = uniform(0, Stream.OBSERVED_STARTS, ids, 0 * ids, 6 * n_init).unflatten(-1, (n_init, 6)).float()
-        labels = lloyd(gram, plus_plus(gram, numbers)[:, :, :k].argmax(2), k)
+        numbers = uniform(0, Stream.OBSERVED_STARTS, ids, 0 * ids, n_init * 6 * CANDIDATES)
+        starts = plus_plus(gram, numbers.unflatten(-1, (n_init, 6, CANDIDATES)).float())
+        labels = lloyd(gram, starts[:, :, :k].argmax(2), k)
         ours = inertia(gram, labels, k).amin(1).numpy()
         best = np.array([KMeans(k, n_init=10, random_state=0).fit(rows).inertia_ for rows in own])
         good.extend(ours <= 1.02 * best)

@@ -1,0 +1,80 @@
+"""z, sigmoid, log PSI, p and q from observed values and nulls."""
+
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from psi_fast.calibration import calibrate, combine, discovery_rate, percentile
+
+NAN = float("nan")
+
+
+def one(z: float, p: float = 0.5):
+    return calibrate(np.array([z]), np.zeros(1), np.ones(1), np.array([p]))
+
+
+def test_z_and_its_sigmoid():
+    rng = np.random.default_rng(0)
+    observed, mean, sd, p = rng.normal(size=(4, 50))
+    sd = np.abs(sd) + 0.1
+    found = calibrate(observed, mean, sd, p)
+    np.testing.assert_allclose(found.z, (observed - mean) / sd, rtol=1e-14)
+    np.testing.assert_allclose(found.hat, 1 / (1 + np.exp(-(observed - mean) / sd)), rtol=1e-12)
+    np.testing.assert_array_equal(found.p, p)
+    assert not found.degenerate.any()
+    assert ((found.hat > 0) & (found.hat < 1)).all()
+
+
+@pytest.mark.parametrize(("sd", "degenerate"), [(0.0, True), (9e-10, True), (1.1e-9, False), (1.0, False)])
+def test_null_without_variation_says_nothing(sd, degenerate):
+    found = calibrate(np.array([0.7]), np.array([0.2]), np.array([sd]), np.array([0.1]))
+    assert found.degenerate.tolist() == [degenerate]
+    if degenerate:
+        assert (found.z[0], found.hat[0]) == (0.0, 0.5)
+
+
+def test_nan_stays_nan_and_is_not_degenerate():
+    found = calibrate(np.array([NAN]), np.array([NAN]), np.array([NAN]), np.array([NAN]))
+    assert np.isnan([found.z[0], found.hat[0], found.p[0]]).all()
+    assert not found.degenerate[0]
+    assert all(np.isnan(x).all() for x in combine([found, one(1.0)]))
+
+
+def test_psi_is_the_product_of_the_sigmoids_and_p_the_largest():
+    log_psi, p = combine([one(1.0, 0.2), one(-2.0, 0.7), one(0.3, 0.4)])
+    assert np.exp(log_psi[0]) == pytest.approx(special.expit(1.0) * special.expit(-2.0) * special.expit(0.3), rel=1e-14)
+    assert p.tolist() == [0.7]
+    assert np.exp(combine([one(0.0)] * 3)[0][0]) == pytest.approx(0.125)
+
+
+def test_log_psi_ranks_channels_whose_psi_rounds_to_one():
+    values = [combine([one(z)] * 3)[0][0] for z in (41.0, 45.0, 200.0, 700.0)]
+    assert np.exp(values).tolist() == [1.0] * 4
+    assert all(a < b < 0 for a, b in zip(values[:-1], values[1:], strict=True))
+
+
+def test_log_psi_ranks_channels_whose_psi_rounds_to_zero():
+    values = [combine([one(z)] * 3)[0][0] for z in (-400.0, -900.0, -1e6)]
+    assert values == pytest.approx([-1200, -2700, -3e6])
+
+
+def test_discovery_rate_is_that_of_benjamini_and_hochberg():
+    p = np.r_[np.random.default_rng(0).random(40) ** 2, 0.5, 0.5]
+    order = np.argsort(p, kind="stable")
+    expected = np.empty_like(p)
+    expected[order] = np.minimum.accumulate((p[order] * len(p) / np.arange(1, len(p) + 1))[::-1])[::-1].clip(max=1)
+    np.testing.assert_allclose(discovery_rate(p), expected, rtol=1e-14)
+    np.testing.assert_allclose(discovery_rate(p), stats.false_discovery_control(p), rtol=1e-14)
+
+
+def test_discovery_rate_counts_only_channels_that_have_a_p():
+    q = discovery_rate(np.array([0.01, NAN, 0.02, NAN]))
+    np.testing.assert_allclose(q, [0.02, NAN, 0.02, NAN])
+    assert np.isnan(discovery_rate(np.array([NAN, NAN]))).all()
+
+
+def test_percentile_counts_the_baseline_at_or_below():
+    values = np.array([-1.0, 0.0, 1.5, 9.0, NAN])
+    np.testing.assert_allclose(percentile(values, np.array([3.0, 0.0, 1.0, NAN, 2.0])), [0, 25, 50, 100, NAN])
+    assert np.isnan(percentile(values, np.array([]))).all()
+    assert np.isnan(percentile(values, np.array([NAN]))).all()

@@ -1,0 +1,447 @@
+"""The command: every bad input ends in one line and exit code 2, with nothing written."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.error
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+import psi_fast
+from psi_fast import cli
+from psi_fast.config import PSIConfig
+
+TESTS = Path(__file__).parent
+SETTINGS = {"--top-k": "12", "--k-max": "3", "--n-init": "1", "--draws": "9", "--patch": "0.5", "--batch-size": "8"}
+COMMAND = Path(sys.executable).with_name("psi-fast")
+
+
+def run(*arguments):
+    """Exit code of the command, run in this process."""
+    try:
+        cli.main([str(a) for a in arguments])
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
+
+
+def command(*arguments, **options):
+    """The command in a process of its own."""
+    options = {"cwd": TESTS, "capture_output": True, "text": True, "timeout": 120} | options
+    return subprocess.run([str(COMMAND), *map(str, arguments)], **options)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return tiny.write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture
+def score(pictures, tmp_path):
+    """Runs `psi-fast score` on tiny things into tmp_path / "run", with flags changed (None: left out) or added."""
+
+    def call(*more, **changes):
+        flags = {
+            "--network": "tiny:network",
+            "--layer": "2",
+            "--images": pictures,
+            "--encoder": "classifier:tiny:classifier",
+            "--out": tmp_path / "run",
+            "--channels": "0:3",
+            "--device": "cpu",
+            **SETTINGS,
+        }
+        flags |= {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+        return run(
+            "score", *(part for flag, value in flags.items() if value is not None for part in (flag, value)), *more
+        )
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def finished(pictures, tmp_path_factory):
+    """A finished run whose concepts and folder look like the markup of a terminal library."""
+    folder = tmp_path_factory.mktemp("finished") / "a [b] run"
+    code = run(
+        "score", "--network", "tiny:network", "--layer", "2", "--images", pictures, "--encoder",
+        "classifier:tiny:markup_classifier", "--out", folder, "--device", "cpu",
+        *(part for pair in SETTINGS.items() for part in pair),
+    )  # fmt: skip
+    assert code == 0
+    return folder
+
+
+def one_line(capsys):
+    out, err = capsys.readouterr()
+    assert err.startswith("psi-fast: error: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1, err
+    assert out == ""
+    return err
+
+
+def manifest(folder):
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+
+
+def config(folder):
+    return manifest(folder)["config"]
+
+
+def test_a_run_is_written_and_shown(score, tmp_path, capsys):
+    assert score() == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    squeezed = " ".join(out.split())
+    assert "most polysemantic channels" in squeezed
+    assert "3 channels: " in squeezed
+    for word in ("significant", "dead", "degenerate", "mining", "total", "images at", "distinct crops"):
+        assert word in squeezed
+    assert str(tmp_path / "run") in "".join(out.split())
+    scores = psi_fast.load(tmp_path / "run")
+    assert scores.table["channel"].tolist() == [0, 1, 2]
+    assert scores.manifest["warnings"] == []
+    assert score() == 0  # the same run is shown again
+    assert capsys.readouterr().out == out
+
+
+BAD = {  # name -> (changed flags, parts of the message)
+    "network family": ({"network": "torchvison:resnet18"}, ["'torchvison", "'torchvision'"]),
+    "network": ({"network": "torchvision:resnet19@none"}, ["resnet19", "'resnet18'"]),
+    "network of a package": ({"network": "efficientnet-lite:lite9"}, ["lite9", "nearest"]),
+    "network function": ({"network": "tiny:netwrk"}, ["netwrk", "'network'"]),
+    "network module": ({"network": "tinny:network"}, ["tinny"]),
+    "network that is none": ({"network": "tiny:no_network"}, ["int"]),
+    "network without family": ({"network": "resnet50"}, ["'resnet50'"]),
+    "checkpoint": ({"network": "torchvision:resnet18@/no/such.pth"}, ["/no/such.pth"]),
+    "layer": ({"network": "tiny:classifier", "layer": "66"}, ["'66'", "nearest", "'6'"]),
+    "encoder family": ({"encoder": "openclip:ViT-B-32/x"}, ["'openclip:", "'open_clip'"]),
+    "encoder network": ({"encoder": "classifier:efficientnet-lite:lite7"}, ["lite7", "nearest"]),
+    "encoder without a linear layer": ({"encoder": "classifier:tiny:network"}, ["nn.Linear"]),
+    "images": ({"images": "/no/such/folder"}, ["/no/such/folder"]),
+    "top_k": ({"top_k": "25"}, ["25", "24"]),
+    "top_k too small": ({"top_k": "5"}, ["top_k", "5"]),
+    "draws": ({"draws": "1"}, ["draws", "1"]),
+    "seed": ({"seed": "-1"}, ["seed", "-1"]),
+    "vocabulary": ({"vocabulary": "imagenett"}, ["imagenett", "'imagenet'"]),
+    "vocabulary without text tower": ({"vocabulary": "open-1602"}, ["open-1602"]),
+    "channels too far": ({"channels": "0:99999"}, ["99999", "6"]),
+    "channels behind the last": ({"channels": "6:9"}, ["6"]),
+    "channels in letters": ({"channels": "x:y"}, ["x:y"]),
+    "channels of nothing": ({"channels": ""}, ["--channels"]),
+    "channels upside down": ({"channels": "3:1"}, ["channels"]),
+    "channels below zero": ({"channels": "-4:-1"}, ["-4"]),
+    "max_images": ({"max_images": "0"}, ["max_images", "0"]),
+    "patch": ({"patch": "1.5"}, ["patch", "1.5"]),
+    "config file": ({"config": "/no/such.toml"}, ["/no/such.toml"]),
+    "preset": ({"preset": "papr"}, ["papr", "'paper'"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_nothing_is_written(score, tmp_path, capsys, case):
+    changes, parts = BAD[case]
+    assert score(**changes) == 2
+    text = one_line(capsys)
+    for part in parts:
+        assert part in text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("band", [("0.9", "0.1"), ("0", "1.5"), ("0.5", "0.5"), ("-0.1", "0.4")])
+def test_a_bad_band_is_one_line(score, tmp_path, capsys, band):
+    assert score("--band", *band) == 2
+    assert "band" in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("score",),
+        ("score", "--bogus", "3"),
+        ("bogus",),
+        ("show",),
+        ("layers",),
+        ("score", "--top-k", "many"),
+        ("score", "--rotation", "round"),
+        ("show", "x", "--count", "few"),
+        ("score", "--config"),
+    ],
+)
+def test_bad_flags_end_in_code_2(arguments, capsys):
+    assert run(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    assert err or out
+
+
+@pytest.mark.parametrize("flag", [("--band", "a", "b"), ("--band", "0.5"), ("--device", "tpu"), ("--bogus", "1")])
+def test_flags_of_the_wrong_kind_end_in_code_2_and_write_nothing(score, tmp_path, capsys, flag):
+    assert score(*flag) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_device_cuda_without_a_gpu_is_one_line(score, tmp_path, capsys):
+    assert score(device="cuda") == 2
+    assert "no GPU" in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_is_one_line(score, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert score(images=empty) == 2
+    assert str(empty) in one_line(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_an_undecodable_image_is_named_or_skipped_and_counted(score, tmp_path, capsys, labelled):
+    root = tiny.write_pictures(tmp_path / "pictures", classes=labelled)
+    broken = sorted(root.rglob("*.png"))[5]
+    broken.write_bytes(broken.read_bytes()[:100])
+    assert score(images=root) == 2
+    text = one_line(capsys)
+    assert broken.relative_to(root).as_posix() in text
+    assert "skip" in text
+    assert not (tmp_path / "run").exists()
+    assert score("--skip-unreadable", images=root) == 0
+    (warning,) = manifest(tmp_path / "run")["warnings"]
+    assert "skipped 1 unreadable image" in warning
+    assert broken.name in warning
+    assert manifest(tmp_path / "run")["images"] == 23
+    assert "skipped 1 unreadable image" in " ".join(capsys.readouterr().out.split())
+
+
+def test_too_few_images_left_by_skipping_is_one_line(score, tmp_path, capsys):
+    root = tiny.write_pictures(tmp_path / "pictures", 12)
+    next(root.rglob("*.png")).write_bytes(b"no image")
+    assert score("--skip-unreadable", images=root) == 2
+    assert "11 images" in one_line(capsys)
+
+
+@pytest.mark.parametrize("patch", ["0.5", "effective", "theoretical", "image"])
+def test_nan_from_the_network_is_one_line(score, tmp_path, capsys, patch):
+    assert score(network="tiny:nan_network", patch=patch) == 2
+    text = one_line(capsys)
+    if patch in ("0.5", "image"):
+        assert "channel 0" in text
+        assert ".png" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_another_run_is_refused_and_untouched(score, tmp_path, capsys):
+    assert score() == 0
+    before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "run").iterdir()}
+    capsys.readouterr()
+    assert score(seed="1") == 2
+    assert str(tmp_path / "run") in one_line(capsys)
+    assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_out_that_names_a_file_is_one_line(score, tmp_path, capsys):
+    (tmp_path / "run").write_text("mine")
+    assert score() == 2
+    assert str(tmp_path / "run") in one_line(capsys)
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("top_k = = 3", "settings.toml"),
+        ("topk = 12", "'top_k'"),
+        ("top_k = 'many'", "top_k"),
+        ("band = 3", "band"),
+        ("draws = true", "draws"),
+        ("[mining]\ntop_k = 12", "mining"),
+        (b"\xff\xfe", "settings.toml"),
+    ],
+)
+def test_a_bad_settings_file_is_one_line(score, tmp_path, capsys, text, part):
+    path = tmp_path / "settings.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert score(config=path) == 2
+    assert part in one_line(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_preset_and_settings_file_exclude_each_other(score, tmp_path, capsys):
+    path = tmp_path / "settings.toml"
+    path.write_text("draws = 9")
+    assert score(config=path, preset="paper") == 2
+    assert "--preset" in one_line(capsys)
+
+
+def test_a_settings_file_gives_defaults_that_flags_override(score, tmp_path, capsys):
+    path = tmp_path / "settings.toml"
+    path.write_text('top_k = 14\ndraws = 11\ncenter = false\nband = [0, 0.75]\nrotation = "radial"\n')
+    assert score(config=path, top_k=None) == 0
+    found = config(tmp_path / "run")
+    assert (found["top_k"], found["draws"], found["center"], found["rotation"]) == (14, 9, False, "radial")
+    assert found["band"] == [0, 0.75]
+    assert capsys.readouterr().err == ""
+    assert score("--center", config=path, top_k=None, out=tmp_path / "other") == 0
+    assert config(tmp_path / "other")["center"] is True
+
+
+def test_preset_paper(score, tmp_path):
+    assert score(preset="paper") == 0
+    found = config(tmp_path / "run")
+    assert found["rotation"] == "independent"
+    assert found["center"] is False
+    assert found["top_k"] == 12
+
+
+def test_flags_reach_the_settings(score, tmp_path):
+    assert score("--exact", "--band", "0.1", "1.0", seed="7", distinctness="pairwise", text_pool="layer") == 0
+    wanted = {"exact": True, "band": [0.1, 1.0], "seed": 7, "distinctness": "pairwise", "text_pool": "layer"}
+    assert config(tmp_path / "run").items() >= wanted.items()
+
+
+def test_max_images_takes_a_subset(score, tmp_path):
+    assert score(max_images="16") == 0
+    assert manifest(tmp_path / "run")["images"] == 16
+
+
+def test_every_setting_is_a_flag_of_score(capsys):
+    assert run("score", "--help") == 0
+    flags = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+    for field in dataclasses.fields(PSIConfig):
+        name = field.name.replace("_", "-")
+        assert {f"--{name}", f"--no-{name}"} & flags, field.name
+    wanted = {"--network", "--layer", "--images", "--encoder", "--out", "--vocabulary", "--channels", "--max-images"}
+    assert wanted | {"--skip-unreadable", "--device", "--no-progress", "--config", "--preset"} <= flags
+
+
+@pytest.mark.parametrize("network", ["torchvision:resnet18", "timm:resnet18.a1_in1k"])
+@pytest.mark.parametrize("role", ["network", "encoder"])
+def test_a_hub_out_of_reach_says_which_file_to_place_where(score, tmp_path, capsys, monkeypatch, network, role):
+    if network.startswith("timm"):
+        pytest.importorskip("timm")
+        import huggingface_hub
+
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
+
+    def unreachable(*_, **__):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    assert score(**{role: f"classifier:{network}" if role == "encoder" else network}) == 2
+    text = one_line(capsys)
+    assert re.search(r"\.(pth|safetensors)\b", text)
+    assert "/path/" in text
+    assert "fetch" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_open_clip_weights_out_of_reach_name_the_file(score, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("open_clip")
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
+    assert score(encoder="open_clip:ViT-B-32/laion2b_s34b_b79k") == 2
+    text = one_line(capsys)
+    assert "open_clip" in text
+    assert "fetch" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_layers_lists_names_shapes_and_channels(capsys):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    assert run("layers", "--network", "efficientnet-lite:lite0") == 0
+    out = capsys.readouterr().out
+    (line,) = [line for line in out.splitlines() if " _conv_head " in line]
+    assert "1280" in line.split()
+    assert "1280 x 7 x 7" in line
+    assert "Traceback" not in out
+
+
+def test_layers_of_an_unknown_network_is_one_line(capsys):
+    assert run("layers", "--network", "efficientnet-lite:lite00") == 2
+    assert "'lite0'" in one_line(capsys)
+
+
+def test_show_prints_channels_counts_times_and_folder(finished, capsys):
+    capsys.readouterr()
+    assert run("show", finished) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    squeezed, dense = " ".join(out.split()), "".join(out.split())
+    scores = psi_fast.load(finished)
+    assert f"6 channels: {scores.significant()} significant" in squeezed
+    assert "mining" in squeezed
+    assert "total" in squeezed
+    assert "".join(f"results: {finished}".split()) in dense
+    order = [int(m) for m in re.findall(r"^\s+(\d+)\s+0?\.\d", out, re.MULTILINE)]
+    assert order == scores.table.sort_values("log_psi", ascending=False)["channel"].tolist()
+    assert run("show", finished, "--count", "2") == 0
+    assert len(re.findall(r"^\s+(\d+)\s+0?\.\d", capsys.readouterr().out, re.MULTILINE)) == 2
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(finished, capsys):
+    capsys.readouterr()
+    assert run("show", finished) == 0
+    dense = "".join(capsys.readouterr().out.split())
+    for name in set(psi_fast.load(finished).table["concepts"].explode()):
+        assert "".join(f"{name} (".split()) in dense
+
+
+def test_a_network_name_that_looks_like_markup_is_printed_as_it_is(score, capsys):
+    assert score(network="tiny:bracket_network") == 0
+    assert "tiny[/b][red]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [("show", "/no/such/run"), ("show", str(TESTS))])
+def test_show_of_no_run_is_one_line(capsys, arguments):
+    assert run(*arguments) == 2
+    assert arguments[1] in one_line(capsys)
+
+
+def test_env_prints_versions(capsys):
+    assert run("env") == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"^torch {re.escape(torch.__version__.split('+')[0])}", out, re.MULTILINE)
+    assert re.search(rf"^python {sys.version_info.major}\.{sys.version_info.minor}\.", out, re.MULTILINE)
+    assert "cpu" in out
+
+
+def test_the_installed_command_ends_with_code_2_and_one_line(tmp_path):
+    if not COMMAND.exists():
+        pytest.skip("the command is not installed beside this Python")
+    result = command(
+        "score", "--network", "tiny:netwrk", "--layer", "2", "--images", tmp_path, "--encoder", "x", "--out", tmp_path / "run",
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("psi-fast: error: ")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("what", ["env", "show", "help"])
+def test_a_reader_that_has_enough_causes_no_traceback(finished, what):
+    arguments = {"env": ["env"], "show": ["show", str(finished)], "help": ["score", "--help"]}[what]
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"from psi_fast.cli import main; main({arguments!r})"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=TESTS,
+    )  # fmt: skip
+    process.stdout.close()  # as `head -0` does
+    err = process.stderr.read()
+    process.stderr.close()
+    process.wait(timeout=120)
+    assert err == ""

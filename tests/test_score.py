@@ -1,0 +1,415 @@
+"""score(): from images to the table, on networks that take a second, and once on real ones."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+from image_helpers import message
+from safetensors import safe_open
+from torch import nn
+
+import psi_fast
+from psi_fast.errors import ConfigError, ModelError
+
+TESTS = Path(__file__).parent
+EFFECTIVE = replace(tiny.CONFIG, patch="effective")
+
+
+def score(model=None, layer=tiny.LAYER, images=None, **changes):
+    options = {"encoder": tiny.TinyEncoder(), "config": tiny.CONFIG, "device": "cpu", "progress": False} | changes
+    return psi_fast.score(model or tiny.network(), layer, images if images is not None else tiny.image_set(), **options)
+
+
+def assert_same_bits(left: pd.DataFrame, right: pd.DataFrame):
+    """Equal columns, types and bits; lists by their items."""
+    assert list(left.columns) == list(right.columns)
+    assert len(left) == len(right)
+    for name in left.columns:
+        a, b = left[name], right[name]
+        if a.dtype.kind == "f":
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a.to_numpy().view(np.uint8), b.to_numpy().view(np.uint8), err_msg=name)
+        else:
+            assert [list(x) if np.ndim(x) else x for x in a] == [list(x) if np.ndim(x) else x for x in b], name
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run: its scores, its folder and the tensors in it."""
+    folder = tmp_path_factory.mktemp("run") / "made" / "here"
+    scores = score(config=EFFECTIVE, out=folder)
+    with safe_open(folder / "embeddings.safetensors", framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    return scores, folder, tensors, metadata
+
+
+def test_columns_are_the_documented_ones(run):
+    scores, folder, _, _ = run
+    assert list(scores.table.columns) == tiny.SCORE_COLUMNS
+    assert list(scores.patches.columns) == tiny.PATCH_COLUMNS
+    assert list(pd.read_parquet(folder / "scores.parquet").columns) == tiny.SCORE_COLUMNS
+    assert list(pd.read_parquet(folder / "patches.parquet").columns) == tiny.PATCH_COLUMNS
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "embeddings.safetensors",
+        "manifest.json",
+        "patches.parquet",
+        "scores.parquet",
+    ]
+
+
+def test_values_lie_in_their_documented_ranges(run):
+    table = run[0].table
+    assert table["channel"].tolist() == list(range(6))
+    assert table["psi"].between(0, 1, inclusive="neither").all()
+    assert np.allclose(np.exp(table["log_psi"]), table["psi"], rtol=1e-12)
+    assert np.allclose(table["S_hat"] * table["Q_hat"] * table["D_hat"], table["psi"], rtol=1e-9)
+    assert np.allclose(table[["S_p", "Q_p", "D_p"]].max(axis=1), table["p"])
+    for name in ("p", "q", "S_p", "Q_p", "D_p"):
+        assert table[name].between(1 / 10 if name != "q" else 0, 1).all(), name
+    assert table["random_percentile"].between(0, 100).all()
+    assert table["k"].between(2, 3).all()
+    assert table["S"].between(-1, 1).all()
+    assert table["Q"].between(0, 1).all()
+    assert (table["components"] == "SQD").all()
+    assert (table["flags"].map(len) == 0).all()
+
+
+def test_the_manifest_tells_what_was_run(run):
+    scores, _, _, _ = run
+    manifest = scores.manifest
+    assert psi_fast.PSIConfig.from_dict(manifest["config"]) == EFFECTIVE
+    assert set(manifest["fingerprints"]) >= {"network", "images", "encoder", "vocabulary", "code"}
+    assert manifest["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert manifest["device"]["type"] == "cpu"
+    assert {"mining", "embedding", "clusters", "nulls"} <= set(manifest["seconds"])
+    assert all(value >= 0 for value in manifest["seconds"].values())
+    assert manifest["images_per_second"] > 0
+    assert manifest["warnings"] == []
+    assert (manifest["network"], manifest["layer"], manifest["encoder"]) == ("tiny", "2", "tiny-encoder")
+    assert (manifest["images"], manifest["channels"], manifest["concepts"]) == (40, 6, 5)
+
+
+def test_patches_agree_with_the_table_and_the_labels(run):
+    scores, _, _, _ = run
+    table, patches = scores.table.set_index("channel"), scores.patches
+    assert len(patches) == 6 * 12
+    for channel, rows in patches.groupby("channel"):
+        assert rows["rank"].tolist() == list(range(12))
+        assert (np.diff(rows["activation"]) <= 0).all()
+        assert rows["activation"].iloc[0] == table.loc[channel, "max_activation"]
+        np.testing.assert_array_equal(rows["cluster"], scores.labels[channel])
+        sizes = np.bincount(rows["cluster"])
+        assert list(sizes) == list(table.loc[channel, "cluster_sizes"])
+        assert list(sizes) == sorted(sizes, reverse=True)
+        assert sizes.sum() == 12
+        assert len(sizes) == table.loc[channel, "k"] == len(table.loc[channel, "concepts"])
+        assert rows["image"].is_unique
+    numbers = patches["image"].str.removeprefix("picture-").astype(int)
+    names = np.array(["stripes", "squares", "gradient", "noise"])
+    np.testing.assert_array_equal(patches["label"], names[numbers % 4])
+    boxes = np.stack(list(patches["box"]))
+    widths, heights = np.array([tiny.sizes(i) for i in numbers]).T
+    assert (boxes >= 0).all()
+    assert (boxes[:, 2] <= widths).all()
+    assert (boxes[:, 3] <= heights).all()
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+def test_embeddings_are_those_of_the_patches(run):
+    scores, _, tensors, metadata = run
+    unique, index = tensors["unique"], tensors["index"]
+    assert index.shape == (6, 12)
+    assert sorted(index.unique().tolist()) == list(range(len(unique)))
+    encoder, images = tiny.TinyEncoder(), tiny.image_set()
+    for row in scores.patches.itertuples():
+        picture = images.load(images.names.index(row.image))
+        low, high = np.floor(row.box[:2]).astype(int), np.ceil(row.box[2:]).astype(int)
+        wanted = encoder.encode(encoder.prepare(picture.crop((*low.tolist(), *high.tolist())))[None])[0]
+        torch.testing.assert_close(
+            unique[index[row.channel, row.rank]], wanted / wanted.norm(), atol=1e-5, rtol=0, msg=str(row)
+        )
+    assert metadata == {"concepts": '["red", "green", "blue", "dark", "light"]'}
+    text = encoder.concepts(None)[1]
+    torch.testing.assert_close(tensors["text"], text / text.norm(dim=1, keepdim=True))
+
+
+def test_concepts_are_the_nearest_to_each_cluster(run):
+    scores, _, tensors, _ = run
+
+    def unit(rows):
+        return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+    unique, text = tensors["unique"].double().numpy(), tensors["text"].double().numpy()
+    x, bank = unit(unique - unique.mean(0)), unit(text - text.mean(0))
+    names = ["red", "green", "blue", "dark", "light"]
+    for row, labels, index in zip(scores.table.itertuples(), scores.labels, tensors["index"].numpy(), strict=True):
+        means = unit(np.stack([x[index][labels == j].mean(0) for j in range(row.k)]))
+        assert list(row.concepts) == [names[t] for t in (means @ bank.T).argmax(1)]
+
+
+def test_a_loaded_run_equals_the_returned_scores(run):
+    scores, folder, _, _ = run
+    for again in (psi_fast.load(folder), psi_fast.load(str(folder))):
+        assert_same_bits(again.table, scores.table)
+        assert_same_bits(again.patches, scores.patches)
+        assert again.labels.dtype == scores.labels.dtype
+        np.testing.assert_array_equal(again.labels, scores.labels)
+        assert psi_fast.PSIConfig.from_dict(again.manifest["config"]) == EFFECTIVE
+        assert again.manifest["fingerprints"] == scores.manifest["fingerprints"]
+        assert isinstance(again.table["flags"].iloc[0], list)
+        assert again.significant() == scores.significant()
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 32])
+def test_the_batch_size_changes_no_bit(run, batch_size):
+    again = score(config=replace(EFFECTIVE, batch_size=batch_size))
+    assert_same_bits(again.table, run[0].table)
+    assert_same_bits(again.patches, run[0].patches)
+
+
+def test_a_second_process_gives_the_same_bits(run, tmp_path):
+    code = (
+        "import sys, tiny, psi_fast, dataclasses\n"
+        "config = dataclasses.replace(tiny.CONFIG, patch='effective', batch_size=5)\n"
+        "psi_fast.score(tiny.network(), tiny.LAYER, tiny.image_set(), encoder=tiny.TinyEncoder(), config=config,"
+        " device='cpu').to_parquet(sys.argv[1])\n"
+    )
+    path = tmp_path / "table.parquet"
+    subprocess.run([sys.executable, "-c", code, str(path)], cwd=TESTS, check=True, timeout=120)
+    assert_same_bits(pd.read_parquet(path), run[0].table)
+
+
+def test_another_seed_gives_other_draws(run):
+    again = score(config=replace(EFFECTIVE, seed=1))
+    assert (again.table["S_null_mean"] != run[0].table["S_null_mean"]).all()
+
+
+@pytest.mark.parametrize(
+    ("channels", "ids"),
+    [(slice(1, 4), [1, 2, 3]), ([4, 0], [4, 0]), (slice(None, None, 5), [0, 5]), (np.array([2]), [2])],
+)
+def test_channels_restrict_the_table(channels, ids):
+    whole, part = (
+        score(config=replace(tiny.CONFIG, center=False)),
+        score(config=replace(tiny.CONFIG, center=False), channels=channels),
+    )
+    assert part.table["channel"].tolist() == ids
+    assert part.labels.shape == (len(ids), 12)
+    assert sorted(part.patches["channel"].unique()) == sorted(ids)
+    # without the common centre a channel's own numbers depend on no other channel
+    own = ["psi", "S", "S_null_mean", "Q", "Q_null_sd", "D", "D_null_mean", "max_activation"]
+    wanted = whole.table.set_index("channel").loc[ids, own].reset_index()
+    pd.testing.assert_frame_equal(part.table.set_index("channel")[own].reset_index(), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [[6], [-1], [1, 1], [], slice(5, 3), slice(6, None)])
+def test_channels_outside_the_layer_are_an_error(channels):
+    text = message(score, channels=channels, error=psi_fast.PsiFastError)
+    assert "channel" in text
+    assert "6" in text or "5" in text  # what there is
+
+
+@pytest.mark.parametrize("channels", [[0.5], ["a"], [[0, 1]]])
+def test_channels_of_another_type_are_an_error(channels):
+    assert "channel" in message(score, channels=channels, error=psi_fast.PsiFastError)
+
+
+def test_without_labels_q_is_absent(tmp_path):
+    scores = score(images=tiny.write_pictures(tmp_path / "flat", 24, classes=False))
+    table = scores.table
+    assert list(table.columns) == tiny.SCORE_COLUMNS
+    assert (table["components"] == "SD").all()
+    assert table[["Q", "Q_z", "Q_hat", "Q_p", "Q_null_mean", "Q_null_sd"]].isna().all(axis=None)
+    assert np.allclose(table["S_hat"] * table["D_hat"], table["psi"])
+    assert scores.patches["label"].isna().all()
+    assert table["random_percentile"].between(0, 100).all()
+
+
+def test_a_module_and_a_dataset_are_taken(run):
+    module = tiny.network().module
+    module.preprocess = tiny.PREPROCESS
+    scores = score(module, images=tiny.Pictures(40), config=EFFECTIVE)
+    different = ["concepts"]
+    assert_same_bits(scores.table.drop(columns=different), run[0].table.drop(columns=different))
+    assert scores.manifest["network"] == "Sequential"
+    assert set(scores.patches["label"]) <= {"0", "1", "2", "3"}
+    assert set(scores.patches["image"]) <= {str(i) for i in range(40)}
+
+
+def test_an_image_folder_and_a_vocabulary_are_taken(tmp_path):
+    words = tmp_path / "words.txt"
+    words.write_text("stripe\nsquare\n# no concept\nslope\nsnow\n", encoding="utf-8")
+    scores = score(images=str(tiny.write_pictures(tmp_path / "tree", 24)), vocabulary=str(words))
+    assert set(scores.table["concepts"].explode()) <= {"stripe", "square", "slope", "snow"}
+    assert set(scores.patches["label"]) <= {f"class{i}" for i in range(4)}
+    assert scores.manifest["concepts"] == 4
+
+
+@pytest.mark.parametrize(
+    ("make", "layer"),
+    [
+        (lambda: tiny.conv_network(tiny.Tokens()), "3"),
+        (lambda: tiny.conv_network(nn.AdaptiveAvgPool2d(1), nn.Flatten()), "4"),
+    ],
+    ids=["tokens", "vector"],
+)
+@pytest.mark.parametrize("patch", ["effective", "theoretical", "cell", "image", 0.3])
+def test_every_patch_mode_on_tokens_and_vectors(make, layer, patch):
+    scores = score(make(), layer, config=replace(tiny.CONFIG, patch=patch), channels=slice(0, 2))
+    assert scores.table["psi"].between(0, 1).all()
+    assert scores.manifest["patch"]["mode"] == str(patch)
+
+
+def test_several_positions_of_an_image_may_be_kept():
+    scores = score(config=replace(tiny.CONFIG, per_image=3, patch="cell"))
+    counts = scores.patches.groupby(["channel", "image"]).size()
+    assert counts.max() <= 3
+    assert counts.max() > 1
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_nothing_is_printed_where_nobody_watches(capfd, progress):
+    score(progress=progress)
+    assert capfd.readouterr() == ("", "")
+
+
+class Sentinel:
+    """Everything of a module, and of torch, that a run must leave as it was."""
+
+    def __init__(self, module):
+        self.module = module
+        self.before = self.state()
+
+    def state(self):
+        parts = dict(self.module.named_modules())
+        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        return {
+            "training": {name: part.training for name, part in parts.items()},
+            "hooks": {name: [list(getattr(part, kind)) for kind in kinds] for name, part in parts.items()},
+            "requires_grad": {name: p.requires_grad for name, p in self.module.named_parameters()},
+            "grads": {name: None if p.grad is None else p.grad.clone() for name, p in self.module.named_parameters()},
+            "devices": {name: str(t.device) for name, t in self.module.state_dict().items()},
+            "weights": {name: t.clone() for name, t in self.module.state_dict().items()},
+            "identities": [id(p) for p in self.module.parameters()],
+            "generator": torch.get_rng_state(),
+            "grad_enabled": torch.is_grad_enabled(),
+        }
+
+    def check(self):
+        after = self.state()
+        for name in ("grads", "weights"):
+            torch.testing.assert_close(after.pop(name), self.before[name], rtol=0, atol=0)
+        assert torch.equal(after.pop("generator"), self.before["generator"])
+        for name, value in after.items():
+            assert value == self.before[name], name
+
+
+def disturbed(network):
+    """`network` with mixed training flags, gradients, a frozen parameter and a hook of the user's own."""
+    network.module.train()
+    first = next(iter(network.module.children()))
+    first.eval()
+    for parameter in network.module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    first.bias.requires_grad_(False)
+    first.register_forward_hook(lambda *_: None)
+    return network
+
+
+def test_the_network_is_left_as_it_was():
+    network = disturbed(tiny.conv_network(nn.BatchNorm2d(6), nn.Dropout(0.5)))
+    sentinel = Sentinel(network.module)
+    score(network, "3", config=EFFECTIVE)
+    sentinel.check()
+
+
+@pytest.mark.parametrize("stage", ["mining", "embedding", "layer", "channels"])
+def test_the_network_is_left_as_it_was_when_a_run_fails(stage):
+    network = disturbed(tiny.poisoned_network() if stage == "mining" else tiny.network())
+    sentinel = Sentinel(network.module)
+    options = {
+        "mining": {"layer": "poison", "images": tiny.image_set(red=(30,))},
+        "embedding": {"encoder": tiny.TinyEncoder(spoil=np.nan), "images": tiny.image_set(red=range(30))},
+        "layer": {"layer": "22"},
+        "channels": {"channels": [99]},
+    }[stage]
+    text = message(score, network, config=EFFECTIVE, error=psi_fast.PsiFastError, **options)
+    assert stage in text or stage == "channels"
+    sentinel.check()
+
+
+def test_a_network_of_nan_is_named_at_its_image():
+    text = message(score, tiny.nan_network(), config=tiny.CONFIG)
+    assert "mining: channel 0" in text
+    assert "'picture-0'" in text
+
+
+def test_a_network_of_nan_ends_in_one_line_for_every_patch_mode():
+    for patch in ("effective", "theoretical"):
+        message(score, tiny.nan_network(), config=replace(tiny.CONFIG, patch=patch), error=psi_fast.PsiFastError)
+
+
+def test_fewer_images_than_top_k_is_an_error():
+    text = message(score, images=tiny.image_set(11))
+    assert "12" in text
+    assert "11" in text
+
+
+def test_an_unknown_layer_or_device_is_an_error():
+    assert "nearest: '2'" in message(score, layer="22", error=ModelError)
+    assert "'layr1'" in message(score, layer="layr1", error=ModelError)
+    assert "tpu" in message(score, device="tpu", error=ConfigError)
+
+
+def test_an_object_that_is_no_encoder_is_an_error():
+    assert "encoder" in message(score, encoder=object(), error=ModelError)
+
+
+def test_real_networks_on_a_few_demo_tiles(tmp_path):
+    pytest.importorskip("skimage")
+    pytest.importorskip("efficientnet_lite_pytorch")
+    from psi_fast.demo import DEMO_ENCODER, DEMO_LAYER, DEMO_NETWORK, demo_tiles
+    from psi_fast.networks import load_network
+    from psi_fast.vocabulary import imagenet_names
+
+    tiles = demo_tiles()
+    config = replace(tiny.CONFIG, patch="image", draws=19)
+    scores = score(
+        DEMO_NETWORK,
+        DEMO_LAYER,
+        tiles,
+        encoder=DEMO_ENCODER,
+        config=config,
+        channels=[7, 3, 1200],
+        max_images=60,
+        out=tmp_path / "run",
+    )
+    table = scores.table
+    assert table["channel"].tolist() == [7, 3, 1200]
+    assert table["psi"].between(0, 1, inclusive="neither").all()
+    assert (table["components"] == "SQD").all()
+    assert set(table["concepts"].explode()) <= set(imagenet_names())
+    assert scores.manifest["images"] == 60
+    assert scores.manifest["patch"]["mode"] == "image"
+    assert set(scores.patches["label"]) <= set(tiles.class_names)
+    assert_same_bits(psi_fast.load(tmp_path / "run").table, table)
+
+    network = load_network(DEMO_NETWORK)
+    best = scores.patches[scores.patches["rank"] == 0]
+    batch = torch.stack([network.preprocess(tiles.load(tiles.names.index(name))) for name in best["image"]])
+    found = {}
+    handle = network.module.get_submodule(DEMO_LAYER).register_forward_hook(
+        lambda _module, _inputs, output: found.update(maps=output)
+    )
+    with torch.no_grad():
+        network.module.eval()(batch)
+    handle.remove()
+    wanted = [found["maps"][i, channel].max().item() for i, channel in enumerate(best["channel"])]
+    np.testing.assert_allclose(best["activation"], wanted, rtol=1e-3, atol=1e-3)

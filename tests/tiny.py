@@ -1,0 +1,277 @@
+"""Networks, an encoder and images small enough that a run takes a second; importable as specs such as `tiny:network`."""
+
+import threading
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from psi_fast import Network, Preprocess, PSIConfig
+from psi_fast.images import ImageSet
+
+PREPROCESS = Preprocess(size=32, resize=32, interpolation="bilinear")
+CONFIG = PSIConfig(top_k=12, k_max=3, n_init=1, draws=9, patch=0.5, batch_size=8)
+LAYER = "2"
+"""The map that most tests mine: 6 channels on 16 x 16 positions."""
+
+SCORE_COLUMNS = [
+    *("channel", "psi", "log_psi", "p", "q", "k", "cluster_sizes", "concepts", "max_activation"),
+    *("random_percentile", "flags", "components"),
+    *(name + suffix for name in "SQD" for suffix in ("", "_null_mean", "_null_sd", "_z", "_hat", "_p")),
+    "S_z_independent",
+]
+PATCH_COLUMNS = ["channel", "rank", "image", "box", "activation", "label", "cluster"]
+
+
+class Quantise(nn.Module):
+    """Rounds to multiples of 1/4, so that ties abound."""
+
+    def forward(self, x):
+        return (x * 4).round() / 4
+
+
+class Shift(nn.Module):
+    """Adds a number to every channel."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.by = by
+
+    def forward(self, x):
+        return x + self.by
+
+
+class Bfloat16(nn.Module):
+    """Loses the bits that bfloat16 lacks, so that values a rank apart tie."""
+
+    def forward(self, x):
+        return x.bfloat16()
+
+
+class Kill(nn.Module):
+    """Makes one channel the same everywhere."""
+
+    def __init__(self, channel, value=0.0):
+        super().__init__()
+        self.channel, self.value = channel, value
+
+    def forward(self, x):
+        x = x.clone()
+        x[:, self.channel] = self.value
+        return x
+
+
+class Poisoned(nn.Module):
+    """A convolution, "body"; `value` in one position of one channel for images that are plain red, in layer "poison"."""
+
+    class Put(nn.Module):
+        """Puts the value where the mask says."""
+
+        def __init__(self, value, channel):
+            super().__init__()
+            self.value, self.channel = value, channel
+
+        def forward(self, x, red):
+            x = x.clone()
+            x[:, self.channel, 3, 4] = torch.where(red, self.value, x[:, self.channel, 3, 4])
+            return x
+
+    def __init__(self, value, channel):
+        super().__init__()
+        self.body = nn.Conv2d(3, 6, 3, stride=2, padding=1)
+        self.poison = self.Put(value, channel)
+
+    def forward(self, x):
+        red = (x[:, 0] > 1.9) & (x[:, 1] < -1.9) & (x[:, 2] < -1.7)
+        return self.poison(self.body(x), red.flatten(1).all(1))
+
+
+class Tokens(nn.Module):
+    """[B, C, H, W] -> [B, 1 + H * W, C], the mean as a class token in front."""
+
+    def forward(self, x):
+        x = x.flatten(2).transpose(1, 2)
+        return torch.cat((x.mean(1, keepdim=True), x), 1)
+
+
+def seeded(make, seed=0):
+    """`make()` with weights that depend on the seed alone, and the caller's generator left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def conv_network(*behind, name="tiny", width=6):
+    """Two convolutions, then `behind`; LAYER is the second convolution, "3" the first module behind it."""
+
+    def make():
+        return nn.Sequential(
+            nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, width, 3, stride=2, padding=1), *behind
+        )
+
+    return Network(seeded(make), PREPROCESS, name)
+
+
+def network():
+    """A network with maps only."""
+    return conv_network(nn.ReLU())
+
+
+def dead_network():
+    """Layer "3" has a channel that never varies."""
+    return conv_network(Kill(1, 0.5))
+
+
+def poisoned_network(value=torch.nan, channel=2):
+    """Layer "poison" is `value` in one channel for a plain red image."""
+    return Network(seeded(lambda: Poisoned(value, channel)), PREPROCESS, "poisoned")
+
+
+def nan_network():
+    """Every parameter is NaN."""
+    made = network()
+    for parameter in made.module.parameters():
+        nn.init.constant_(parameter, torch.nan)
+    return made
+
+
+def bracket_network():
+    """A network whose name looks like the markup of a terminal library."""
+    made = network()
+    made.name = "tiny[/b][red]"
+    return made
+
+
+def no_network():
+    """What a function that makes no network gives."""
+    return 3
+
+
+def classifier_module():
+    """A classifier of 7 classes that ends in a linear layer."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(3),
+        nn.Flatten(),
+        nn.Linear(144, 7),
+    )
+
+
+def classifier():
+    """The classifier as a network, for the encoder spec `classifier:tiny:classifier`."""
+    return Network(seeded(classifier_module, 1), PREPROCESS, "tiny-classifier")
+
+
+def markup_classifier():
+    """The classifier with class names that look like markup."""
+    made = classifier()
+    made.class_names = ["[red]", "[/red]", "a [b", "c]", "[link=x]", "[[", "[/]"]
+    return made
+
+
+class TinyEncoder:
+    """Patch means through a fixed matrix; counts what it is asked to do."""
+
+    name = "tiny-encoder"
+    size = 8
+
+    def __init__(self, spoil=None, names=("red", "green", "blue", "dark", "light")):
+        self.warnings = []
+        self.prepared, self.encoded, self.batches = 0, 0, []
+        self._lock = threading.Lock()
+        self._spoil = spoil
+        self._names = list(names)
+        generator = torch.Generator().manual_seed(5)
+        self._weight = torch.randn(192, 10, generator=generator)
+        self._text = torch.randn(len(self._names), 10, generator=generator)
+
+    def prepare(self, crop):
+        with self._lock:  # called from several threads
+            self.prepared += 1
+        pixels = np.asarray(crop.convert("RGB").resize((self.size, self.size), Image.Resampling.BOX), dtype=np.float32)
+        return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)
+
+    def encode(self, batch):
+        self.encoded += len(batch)
+        self.batches.append(len(batch))
+        result = torch.stack([row.flatten() @ self._weight for row in batch])  # row by row: no bit depends on the batch
+        if self._spoil is not None:
+            red = (batch[:, 0] > 0.98).flatten(1).all(1) & (batch[:, 1:] < -0.98).flatten(1).all(1)
+            result[red] = self._spoil
+        return result
+
+    def concepts(self, vocabulary):
+        if vocabulary is None:
+            return self._names, self._text
+        generator = torch.Generator().manual_seed(6)
+        return list(vocabulary.concepts), torch.randn(len(vocabulary.concepts), 10, generator=generator)
+
+    def fingerprint(self):
+        return "tiny"
+
+    def to(self, device):
+        return self
+
+
+def picture(number, size=(40, 34)):
+    """A picture whose class is `number % 4`: stripes, squares, a gradient or noise, with some noise everywhere."""
+    rng = np.random.default_rng(1000 + number)
+    x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+    period = 3 + rng.integers(4)
+    base = (
+        (x // period) % 2,
+        ((x // period) + (y // period)) % 2,
+        (x + y) / (size[0] + size[1]),
+        rng.random((size[1], size[0])),
+    )[number % 4]
+    colour = 0.4 + 0.6 * rng.random(3)
+    pixels = 255 * (0.85 * base[..., None] * colour + 0.15 * rng.random((size[1], size[0], 3)))
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def sizes(number):
+    """Width and height of picture `number`, not all alike."""
+    return ((40, 34), (33, 50), (32, 32), (47, 41), (64, 36))[number % 5]
+
+
+def image_set(count=40, labelled=True, red=()):
+    """`count` pictures as an ImageSet, those numbered in `red` plain red."""
+
+    def read(name):
+        number = int(name.removeprefix("picture-"))
+        if number in red:
+            return Image.new("RGB", sizes(number), (255, 0, 0))
+        return picture(number, sizes(number))
+
+    names = [f"picture-{i}" for i in range(count)]
+    classes = ["stripes", "squares", "gradient", "noise"]
+    labels = [i % 4 for i in range(count)] if labelled else None
+    return ImageSet(names, read, names, labels=labels, class_names=classes if labelled else None)
+
+
+class Pictures:
+    """The pictures as a map-style dataset of (image, label)."""
+
+    def __init__(self, count=40):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return picture(index, sizes(index)), index % 4
+
+
+def write_pictures(root, count=24, classes=True):
+    """The pictures below `root`, a folder a class, or all in one folder."""
+    for i in range(count):
+        path = root / (f"class{i % 4}" if classes else ".") / f"{i:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i, sizes(i)).save(path)
+    return root
