@@ -146,16 +146,15 @@ def main() -> None:
         seconds.append(time.perf_counter() - start)
     ours, theirs = float(np.median(seconds)), loop(x, labels, text, options)
     work = channels * options.draws
+    source = f"embeddings of {options.embeddings}" if options.embeddings else "synthetic cone"
+    part = f"{min(options.subset[0], channels)} channels and {min(options.subset[1], options.draws)} draws each"
     say(
         f"C={channels} K={samples} d={width} P={len(text)} draws={options.draws} n_init={options.n_init} k=2..{options.k_max}"
     )
-    say(
-        f"{'embeddings of ' + str(options.embeddings) if options.embeddings else 'synthetic cone'}, {options.threads} threads"
-    )
+    say(f"{source}, {options.threads} threads")
     say(f"psi_fast            {ours:9.2f} s   {1e3 * ours / work:8.3f} ms/draw   median of {options.repeats}")
     say(
-        f"scikit-learn loop   {theirs:9.2f} s   {1e3 * theirs / work:8.3f} ms/draw   measured on {min(options.subset[0], channels)} "
-        f"channels and {min(options.subset[1], options.draws)} draws each, scaled linearly"
+        f"scikit-learn loop   {theirs:9.2f} s   {1e3 * theirs / work:8.3f} ms/draw   measured on {part}, scaled linearly"
     )
     say(f"ratio               {theirs / ours:9.1f}")
 

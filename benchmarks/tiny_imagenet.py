@@ -46,12 +46,13 @@ def imagenet_rows(images: ImageSet) -> np.ndarray:
     return np.array([wordnet.index(key) for key in images.class_keys or []])
 
 
-def some_classes(images: ImageSet, count: int) -> ImageSet:
-    """The images of the first `count` classes."""
+def some_classes(images: ImageSet, count: int) -> tuple[ImageSet, np.ndarray]:
+    """The images of `count` classes evenly spread over the set's, and which those are, int64."""
     labels = images.labels
     if labels is None:
         raise SystemExit("the benchmark needs labels: give Tiny-ImageNet's val zip or folder")
-    return images.take(np.flatnonzero(labels < count).tolist())
+    classes = np.unique(np.linspace(0, labels.max(), count, dtype=np.int64))
+    return images.take(np.flatnonzero(np.isin(labels, classes)).tolist()), classes
 
 
 def open_labelled(path: Path, max_images: int | None = None) -> ImageSet:

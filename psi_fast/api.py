@@ -117,12 +117,13 @@ def score(
         "encoder": encoder.name,
         "vocabulary": words.name if words else "the encoder's own",
         "source": str(images) if isinstance(images, (str, Path)) else type(images).__name__,
+        "config": config.to_dict(),
         "fingerprints": fingerprints,
     }
     if out is None:
         return _run(inputs, about, bars)[0]
     folder = Path(out)
-    if store.finished(folder, about["identity"]):
+    if store.finished(folder, about):
         return store.load(folder)
     with store.reserved(folder):
         scores, tensors = _run(inputs, about, bars)
@@ -190,7 +191,6 @@ def _run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores,
         "concepts": len(inputs.bank.names),
         "distinct_crops": len(crops),
         "patch": {"mode": str(field.mode), "size_px": list(field.size), "note": field.note},
-        "config": config.to_dict(),
         "versions": versions(),
         "device": device_info(inputs.device),
         "seconds": {name: round(seconds, 3) for name, seconds in bars.seconds.items()},

@@ -5,10 +5,11 @@ import math
 import numpy as np
 import torch
 
+from psi_fast.activation_tap import ActivationTap
 from psi_fast.config import PSIConfig
 from psi_fast.errors import InputError
 from psi_fast.images import ImageSet
-from psi_fast.networks import ActivationTap, Network
+from psi_fast.networks import Network
 from psi_fast.prefetch import batches, prefetch
 from psi_fast.progress import Progress
 from psi_fast.results import TopPatches

@@ -13,7 +13,6 @@ import PIL.Image
 import torch
 from torch import nn
 
-from psi_fast.activation_tap import ActivationTap, LayerInfo, list_layers
 from psi_fast.checkpoints import (
     checkpoint_errors,
     hub_error,
@@ -23,8 +22,6 @@ from psi_fast.checkpoints import (
     state_fingerprint,
 )
 from psi_fast.errors import ModelError, nearest
-
-__all__ = ["ActivationTap", "LayerInfo", "Network", "Preprocess", "list_layers", "load_network"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

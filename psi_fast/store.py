@@ -21,8 +21,8 @@ SCORES, PATCHES, EMBEDDINGS, MANIFEST = "scores.parquet", "patches.parquet", "em
 TEMPORARY = ".psi-fast-"
 
 
-def finished(folder: Path, identity: str) -> bool:
-    """Whether `folder` already holds the finished run with this identity.
+def finished(folder: Path, about: dict[str, Any]) -> bool:
+    """Whether `folder` already holds the finished run that `about`, the head of a manifest, describes.
 
     Raises
     ------
@@ -35,10 +35,11 @@ def finished(folder: Path, identity: str) -> bool:
         raise StoreError(f"--out must name a folder, but {folder} is a file")
     if (folder / MANIFEST).exists():
         held = _read_manifest(folder)
-        if held.get("identity") == identity:
+        if held.get("identity") == about["identity"]:
             return True
-        about = f"{held.get('network')}, layer {held.get('layer')}, {held.get('images')}"
-        raise StoreError(f"{folder} holds another run ({about}); choose another folder or remove this one")
+        raise StoreError(
+            f"{folder} holds another run (with other {_differences(held, about)}); choose another folder or remove this one"
+        )
     foreign = [
         p.name
         for p in folder.iterdir()
@@ -141,6 +142,13 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _differences(held: dict[str, Any], about: dict[str, Any]) -> str:
+    """What two runs differ in, as words for an error message: settings by name, inputs by their fingerprints."""
+    flat = [{**run, **run.get("config", {}), **run.get("fingerprints", {})} for run in (held, about)]
+    names = [*about["config"], *about["fingerprints"], "layer"]
+    return ", ".join(name for name in names if flat[0].get(name) != flat[1].get(name)) or "channels"
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -139,14 +139,13 @@ def mutual_information(a: np.ndarray, b: np.ndarray) -> float:
 
 def permuted_information(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Mutual information of `a` with every permutation of `b`, [n!]."""
-    one_a = np.eye(a.max() + 1)[a]
-    values = []
-    for order in itertools.permutations(range(len(b))):
-        joint = one_a.T @ np.eye(b.max() + 1)[b[list(order)]] / len(b)
-        outer = joint.sum(1, keepdims=True) * joint.sum(0)
-        seen = joint > 0
-        values.append((joint[seen] * np.log(joint[seen] / outer[seen])).sum())
-    return np.array(values)
+    orders = np.array(list(itertools.permutations(b.tolist())))
+    values = np.zeros(len(orders))
+    for i, j in itertools.product(np.unique(a), np.unique(b)):
+        joint = (orders[:, a == i] == j).mean(1) * np.mean(a == i)
+        independent = np.mean(a == i) * np.mean(b == j)
+        values += np.where(joint > 0, joint * np.log(np.where(joint > 0, joint, 1) / independent), 0)
+    return values
 
 
 # ---- distinctness of concepts

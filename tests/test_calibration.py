@@ -1,5 +1,7 @@
 """z, sigmoid, log PSI, p and q from observed values and nulls."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import special, stats
@@ -50,7 +52,7 @@ def test_psi_is_the_product_of_the_sigmoids_and_p_the_largest():
 def test_log_psi_ranks_channels_whose_psi_rounds_to_one():
     values = [combine([one(z)] * 3)[0][0] for z in (41.0, 45.0, 200.0, 700.0)]
     assert np.exp(values).tolist() == [1.0] * 4
-    assert all(a < b < 0 for a, b in zip(values[:-1], values[1:], strict=True))
+    assert all(a < b < 0 for a, b in itertools.pairwise(values))
 
 
 def test_log_psi_ranks_channels_whose_psi_rounds_to_zero():

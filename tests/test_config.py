@@ -84,14 +84,9 @@ def test_every_field_is_covered_by_a_bad_value():
     assert {name for name, _ in BAD} == {field.name for field in dataclasses.fields(PSIConfig)}
 
 
-def test_numpy_integers_are_no_surprise():
-    """Either taken as the whole numbers they are, or refused in one line; never stored half-checked."""
-    try:
-        config = PSIConfig(draws=np.int64(50))
-    except ConfigError as error:
-        assert "draws" in str(error)
-    else:
-        assert json.dumps(config.to_dict())
+def test_numpy_integer_is_refused_in_one_line():
+    with pytest.raises(ConfigError, match="draws must be a whole number"):
+        PSIConfig(draws=np.int64(50))
 
 
 def test_frozen_and_keyword_only():
@@ -107,7 +102,7 @@ def test_presets():
     paper = PSIConfig.preset("paper")
     assert (paper.rotation, paper.center) == ("independent", False)
     assert PSIConfig.preset("paper", draws=7, rotation="radial") == PSIConfig(rotation="radial", center=False, draws=7)
-    with pytest.raises(ConfigError, match="unknown preset 'papr'.*nearest: 'paper'"):
+    with pytest.raises(ConfigError, match=r"unknown preset 'papr'.*nearest: 'paper'"):
         PSIConfig.preset("papr")
 
 

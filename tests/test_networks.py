@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from psi_fast import checkpoints
+from psi_fast.activation_tap import ActivationTap, list_layers
 from psi_fast.errors import ModelError
-from psi_fast.networks import ActivationTap, Network, Preprocess, list_layers, load_network
+from psi_fast.networks import Network, Preprocess, load_network
 
 CPU = torch.device("cpu")
 SMALL = Preprocess(size=32, resize=36)

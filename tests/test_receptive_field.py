@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from psi_fast.activation_tap import ActivationTap
 from psi_fast.errors import ConfigError, ModelError
-from psi_fast.networks import ActivationTap, Network, Preprocess, load_network
+from psi_fast.networks import Network, Preprocess, load_network
 from psi_fast.receptive_field import Field, boxes, measure_field
 
 CPU = torch.device("cpu")

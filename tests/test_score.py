@@ -12,6 +12,7 @@ import tiny
 import torch
 from image_helpers import message
 from safetensors import safe_open
+from sklearn.metrics import normalized_mutual_info_score
 from torch import nn
 
 import psi_fast
@@ -111,6 +112,8 @@ def test_patches_agree_with_the_table_and_the_labels(run):
         assert sizes.sum() == 12
         assert len(sizes) == table.loc[channel, "k"] == len(table.loc[channel, "concepts"])
         assert rows["image"].is_unique
+        wanted = normalized_mutual_info_score(rows["label"], rows["cluster"])
+        assert abs(table.loc[channel, "Q"] - wanted) < 1e-9
     numbers = patches["image"].str.removeprefix("picture-").astype(int)
     names = np.array(["stripes", "squares", "gradient", "noise"])
     np.testing.assert_array_equal(patches["label"], names[numbers % 4])

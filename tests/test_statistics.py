@@ -1,11 +1,14 @@
-"""Rates: what a p-value promises under its null, on fixed seeds."""
+"""What a p-value promises under its null, and planted channels that must stand apart; on fixed seeds."""
 
 import numpy as np
 import pytest
 import replicas
+import torch
 from scipy import stats
 
 from psi_fast import PSIConfig, score_embeddings
+from psi_fast.nulls import moments
+from psi_fast_kernels.text_null import distinctness, text_rotation_null, text_shuffle_null
 
 LEVELS = (0.01, 0.05, 0.10, 0.20)
 CHANNELS = 200
@@ -51,13 +54,19 @@ def test_q_p_values_are_uniform_under_exchangeable_labels():
 
 
 def test_d_p_values_of_random_prototypes_under_the_rotated_null():
-    """Isotropic images lie at random to the text: choosing concepts again makes D's p uniform."""
+    """Prototypes at random to the text: choosing concepts again makes D's p uniform. The draws are shared, hence many."""
     rng = np.random.default_rng(4)
-    x = np.stack([replicas.gaussian_cloud(40, 32, rng, decay=0.0, offset=0.0) for _ in range(200)])
-    text = rng.normal(size=(50, 32))
-    config = PSIConfig(draws=DRAWS, n_init=1, k_max=3, text_null="rotated", center=False)
-    p = score_embeddings(x, text=text, config=config).table["D_p"].to_numpy()
-    assert stats.kstest(p - rng.random(200) / (DRAWS + 1), "uniform").pvalue > 0.01
+    prototypes = torch.from_numpy(replicas.unit(rng.normal(size=(300, 3, 32))))
+    text = torch.from_numpy(replicas.unit(rng.normal(size=(50, 32))))
+    k = torch.full((300,), 3)
+    drawn = text_rotation_null(prototypes, k, text, kind="gap", draws=range(4999), seed=0)
+    p = moments(distinctness(prototypes, k, text, kind="gap").value, drawn).p.numpy()
+    assert stats.kstest(p, "uniform").pvalue > 0.01
+    shuffled = text_shuffle_null(
+        prototypes, k, text, kind="gap", pool=None, draws=range(99), seed=0, channel=torch.arange(300)
+    )
+    chosen = moments(distinctness(prototypes, k, text, kind="gap").value, shuffled).p.numpy()
+    assert np.mean(chosen <= 0.05) > 0.5  # random concepts leave the choice out, so they are no such null
 
 
 def test_psi_of_a_channel_under_all_three_nulls_is_about_an_eighth():
@@ -69,3 +78,57 @@ def test_psi_of_a_channel_under_all_three_nulls_is_about_an_eighth():
     assert table["psi"].mean() < 0.20
     assert table["psi"].quantile(0.95) < 0.40
     assert (table["q"] < 0.05).mean() <= 0.02  # the largest of three p is conservative
+
+
+# ---- planted channels
+
+
+def planted(seed: int = 0):
+    """Twelve channels of two or three labelled clusters, then twelve of one blob."""
+    rng = np.random.default_rng(seed)
+    text = replicas.unit(rng.normal(size=(60, 32)))
+    x, labels = np.empty((24, 40, 32)), np.empty((24, 40), dtype=np.int64)
+    for c in range(24):
+        chosen = rng.choice(60, 2 + c % 2 if c < 12 else 1, replace=False)
+        x[c], which = replicas.planted_clusters(40, text[chosen], rng, noise=0.8)
+        labels[c] = chosen[which] if c < 12 else rng.integers(5, size=40)
+    return x, labels, text
+
+
+def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
+    return stats.mannwhitneyu(positive, negative).statistic / (len(positive) * len(negative))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"rotation": "radial"}, {"text_null": "rotated"}, {"distinctness": "pairwise"}, {"text_pool": "layer"}],
+    ids=str,
+)
+def test_planted_polysemantic_channels_stand_apart(changes):
+    x, labels, text = planted()
+    table = score_embeddings(x, labels=labels, text=text, config=PSIConfig(draws=40, n_init=2, **changes)).table
+    log_psi = table["log_psi"].to_numpy()
+    assert auroc(log_psi[:12], log_psi[12:]) == 1
+    assert table["k"][:12].tolist() == [2, 3] * 6
+    assert (table["S_p"][:12] <= 1 / 41 + 1e-12).all()
+
+
+def test_paper_preset_runs_the_independent_null():
+    x, labels, text = planted()
+    config = PSIConfig.preset("paper", draws=20, n_init=2)
+    table = score_embeddings(x, labels=labels, text=text, config=config).table
+    assert (table["S_z"] == table["S_z_independent"]).all()
+    assert table["S_null_mean"].nunique() == 1
+
+
+def test_random_percentile_compares_with_background_patches():
+    x, labels, text = planted()
+    rng = np.random.default_rng(5)
+    background = replicas.unit(rng.normal(size=(200, 32)))
+    table = score_embeddings(
+        x, labels=labels, text=text, background=background, background_labels=rng.integers(20, size=200),
+        config=PSIConfig(draws=20, n_init=1, k_max=3),
+    ).table  # fmt: skip
+    assert (table["random_percentile"][:12] >= 99).all()
+    assert table["random_percentile"][12:].mean() < 90
+    np.testing.assert_allclose(table["random_percentile"], table["random_percentile"].round())  # a hundred channels

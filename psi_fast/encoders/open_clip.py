@@ -71,7 +71,7 @@ class OpenClipEncoder:
         for start in range(0, len(prompts), _PROMPTS):
             tokens = tokenize(prompts[start : start + _PROMPTS]).to(self._device)
             with torch.inference_mode(), autocast(self._device, self._dtype):
-                vectors.append(self._model.encode_text(tokens).float().cpu())
+                vectors.append(in_slices(self._model.encode_text, tokens, _PROMPTS).float().cpu())
         unit = torch.nn.functional.normalize(torch.cat(vectors), dim=1)
         mean = unit.reshape(len(vocabulary.concepts), len(templates), -1).mean(1)
         return list(vocabulary.concepts), torch.nn.functional.normalize(mean, dim=1)

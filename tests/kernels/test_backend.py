@@ -39,7 +39,7 @@ def test_auto_stands_for_an_implementation():
 
 @pytest.mark.parametrize("name", ["triton-x", "", "Torch"])
 def test_unknown_backend_lists_what_there_is(name):
-    with pytest.raises(ValueError, match="auto, .*torch"):
+    with pytest.raises(ValueError, match=r"auto, .*torch"):
         select_backend(name)
 
 
