@@ -277,15 +277,26 @@ def score_embeddings(
 
 
 def _channel_ids(channels: slice | Sequence[int] | None, count: int) -> np.ndarray:
+    """The channels asked for as ids [C] int64, each within the layer's and named once."""
     if channels is None:
         return np.arange(count)
-    ids = np.arange(count)[channels] if isinstance(channels, slice) else np.asarray(channels, dtype=np.int64)
+    if isinstance(channels, slice):
+        first, stop = channels.start or 0, count if channels.stop is None else channels.stop
+        if not 0 <= first < stop <= count:
+            raise InputError(f"channels {first}:{stop} are not a range within the layer's 0:{count}")
+        return np.arange(count)[channels]
+    try:
+        ids = np.asarray(channels)
+    except ValueError:  # rows of unequal length
+        ids = np.empty(0)
+    if ids.ndim != 1 or len(ids) == 0 or ids.dtype.kind not in "iu":
+        raise InputError(f"channels must be a slice or a list of whole numbers, got {channels!r}")
     outside = ids[(ids < 0) | (ids >= count)]
     if len(outside):
         raise InputError(f"channel {outside[0]} is outside the layer's 0..{count - 1}")
-    if len(ids) == 0 or len(np.unique(ids)) < len(ids):
-        raise InputError(f"channels must name at least one of the layer's {count}, each once, got {channels}")
-    return ids
+    if len(np.unique(ids)) < len(ids):
+        raise InputError(f"channels must be named once each, got {channels!r}")
+    return ids.astype(np.int64)
 
 
 def _patch_table(top: TopPatches, box: np.ndarray, source: ImageSet, clusters: np.ndarray) -> pd.DataFrame:

@@ -31,7 +31,8 @@ def combine(parts: list[Calibrated]) -> tuple[np.ndarray, np.ndarray]:
 
     A channel is polysemantic when all components say so, so the joint p is the largest of theirs (Berger 1982).
     """
-    log_psi = -sum(np.logaddexp(0, -part.z) for part in parts)
+    with np.errstate(invalid="ignore"):  # nan, for channels that are not scored, stays nan
+        log_psi = -sum(np.logaddexp(0, -part.z) for part in parts)
     return np.asarray(log_psi), np.max([part.p for part in parts], axis=0)
 
 

@@ -67,7 +67,7 @@ class PSIConfig:
     """Implementation of the numerics."""
 
     def __post_init__(self) -> None:
-        if self.band is not None:  # TOML and JSON bring lists
+        if isinstance(self.band, list):  # TOML and JSON bring lists
             object.__setattr__(self, "band", tuple(self.band))
         for field in dataclasses.fields(self):
             _check_type(field.name, getattr(self, field.name))
@@ -85,7 +85,7 @@ class PSIConfig:
             )
         if self.band is not None and not 0 <= self.band[0] < self.band[1] <= 1:
             raise ConfigError(f"band must be two quantiles with 0 <= low < high <= 1, got {self.band}")
-        if isinstance(self.patch, float) and not 0 < self.patch <= 1:
+        if not isinstance(self.patch, str) and not 0 < self.patch <= 1:
             raise ConfigError(f"patch as a fraction must lie in (0, 1], got {self.patch}")
 
     @classmethod
@@ -138,7 +138,11 @@ def _check_type(name: str, value: Any) -> None:
         )
     if name == "patch" and value not in ("effective", "theoretical", "cell", "image") and not _is_number(value):
         raise ConfigError(f"patch must be effective, theoretical, cell, image or a fraction, got {value!r}")
-    if name == "band" and value is not None and not (len(value) == 2 and all(map(_is_number, value))):
+    if (
+        name == "band"
+        and value is not None
+        and not (isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value)))
+    ):
         raise ConfigError(f"band must be two quantiles (low, high), got {value!r}")
 
 

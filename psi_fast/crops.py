@@ -7,6 +7,7 @@ from torch.nn.functional import normalize
 from psi_fast.config import PSIConfig
 from psi_fast.encoders import Encoder
 from psi_fast.errors import InputError
+from psi_fast.forward import whole_slices
 from psi_fast.images import ImageSet
 from psi_fast.prefetch import batches, prefetch
 from psi_fast.progress import Progress
@@ -51,21 +52,22 @@ def embed(
         return [encoder.prepare(image.crop(_whole_pixels(box, image.size))) for box in rows[:, 1:]]
 
     encoder = encoder.to(device)
-    prepared = prefetch(prepare, by_image, ahead=2 * config.batch_size)
+    batch_size = whole_slices(config.batch_size)
+    prepared = prefetch(prepare, by_image, ahead=2 * batch_size)
     each = (crop for group in prepared for crop in group)
     parts: list[torch.Tensor] = []
     done = 0
     with torch.inference_mode(), progress.bar("embedding", len(crops), "crop") as bar:
-        for batch in batches(each, config.batch_size):
+        for batch in batches(each, batch_size):
             part = encoder.encode(torch.stack(batch).to(device)).float().cpu()
-            bad = torch.nonzero(~torch.isfinite(part).all(1) | (part.norm(dim=1) == 0))
+            bad = torch.nonzero(~torch.isfinite(part).all(1) | (part == 0).all(1))
             if len(bad):
                 image = images.names[int(crops[done + int(bad[0]), 0])]
                 raise InputError(
                     f"embedding: {encoder.name} returns a vector that is zero or not finite for a crop of image {image!r}; "
                     "check the encoder's weights and precision"
                 )
-            parts.append(normalize(part, dim=1))
+            parts.append(normalize(part.double(), dim=1, eps=0).float())
             done += len(batch)
             bar.update(len(batch))
     return torch.cat(parts)

@@ -8,7 +8,7 @@ class PsiFastError(Exception):
     """Base of all errors psi_fast raises on purpose; the command line ends with exit code 2 on any of them."""
 
 
-class ConfigError(PsiFastError, ValueError):
+class ConfigError(PsiFastError):  # no ValueError: command-line parsers catch those and tell them in their own way
     """A setting lies outside its range or contradicts another one."""
 
 

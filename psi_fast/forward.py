@@ -36,6 +36,11 @@ def in_slices(function: Callable[[torch.Tensor], torch.Tensor], batch: torch.Ten
     return torch.cat(outputs)
 
 
+def whole_slices(count: int, size: int = SLICE) -> int:
+    """`count` rounded up to whole slices: then a row's place in its slice does not depend on the batch size either."""
+    return -(-count // size) * size
+
+
 def fast_precision(device: torch.device) -> torch.dtype:
     """The dtype an encoder's forward pass runs in on `device`: float16 on a GPU, bfloat16 on a CPU that has it natively.
 

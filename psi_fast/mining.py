@@ -8,6 +8,7 @@ import torch
 from psi_fast.activation_tap import ActivationTap
 from psi_fast.config import PSIConfig
 from psi_fast.errors import InputError
+from psi_fast.forward import whole_slices
 from psi_fast.images import ImageSet
 from psi_fast.networks import Network
 from psi_fast.prefetch import batches, prefetch
@@ -32,7 +33,8 @@ def mine(
     InputError
         An image cannot be decoded, or the network returns a value that is not finite.
     """
-    per_image = min(config.per_image, tap.positions)
+    per_image = 1 if config.band else min(config.per_image, tap.positions)
+    batch_size = whole_slices(config.batch_size)
     keep = config.top_k if config.band is None else len(images) * per_image
     top: TopK | None = None
     low, high = np.full(len(channels), np.inf), np.full(len(channels), -np.inf)
@@ -43,10 +45,10 @@ def mine(
         sizes[index] = image.size
         return network.preprocess(image)
 
-    loaded = prefetch(load, range(len(images)), ahead=2 * config.batch_size)
+    loaded = prefetch(load, range(len(images)), ahead=2 * batch_size)
     first = 0
     with tap, torch.inference_mode(), progress.bar("mining", len(images), "img") as bar:
-        for batch in batches(loaded, config.batch_size):
+        for batch in batches(loaded, batch_size):
             activations = tap(torch.stack(batch))[:, channels]
             maxima = spatial_maxima(activations, per_image)
             minima = activations.amin(2)
@@ -83,7 +85,7 @@ def _draw_band(top: TopK, channels: np.ndarray, config: PSIConfig) -> TopK:
     low, high = config.band or (0.0, 1.0)
     total = top.values.shape[1]
     # quantile q of the ascending order lies at descending rank (1 - q) * total
-    inside = slice(math.floor((1 - high) * total), math.ceil((1 - low) * total))
+    inside = slice(math.floor(round((1 - high) * total, 6)), math.ceil(round((1 - low) * total, 6)))
     band = TopK(*(part[:, inside] for part in top))
     ids = torch.as_tensor(channels, device=top.values.device)
     keys = uint32(config.seed, Stream.BAND, ids, torch.zeros_like(ids), band.values.shape[1])

@@ -42,9 +42,10 @@ def draw_nulls(
 
 def moments(observed: Tensor, draws: Tensor) -> NullMoments:
     """Mean, standard deviation (B - 1) and p of draws [c, B] against the observed values [c]."""
-    draws = draws.double()
-    reached = (draws >= (observed - TIE)[:, None]).sum(1)
-    return NullMoments(draws.mean(1), draws.std(1), (1 + reached.double()) / (draws.shape[1] + 1))
+    values = draws.double().cpu().numpy()  # NumPy sums each row in the same order, however many rows there are
+    p = (1 + (values >= (observed.cpu().numpy() - TIE)[:, None]).sum(1)) / (values.shape[1] + 1)
+    results = (np.mean(values, axis=1), np.std(values, axis=1, ddof=1), p)
+    return NullMoments(*(torch.as_tensor(x, device=observed.device) for x in results))
 
 
 def _rotation_moments(patches: PatchEmbeddings, observed: Tensor, config: PSIConfig, progress: Progress) -> NullMoments:

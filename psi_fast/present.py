@@ -24,19 +24,19 @@ def show_scores(scores: Scores, folder: Path, count: int = 15) -> None:
     manifest = scores.manifest
     table = Table(
         box=box.SIMPLE_HEAD,
-        title=f"{manifest['network']}  {manifest['layer']}: most polysemantic channels",
+        title=escape(f"{manifest['network']}  {manifest['layer']}: most polysemantic channels"),
         title_justify="left",
     )
-    for name in ("channel", "PSI", "S^", "Q^", "D^", "q", "random %"):
+    for name in ("channel", "PSI", "S z", "Q z", "D z", "q", "random %"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("clusters: concept (patches)")
     for _, row in scores.top(count).iterrows():
         clusters = "  |  ".join(_cluster_names(row))
-        hats = [_number(row[f"{name}_hat"], 3) for name in "SQD"]
+        z = [_number(row[f"{name}_z"], 1) for name in "SQD"]
         numbers = [
             str(row["channel"]),
             _number(row["psi"], 4),
-            *hats,
+            *z,
             _number(row["q"], 3),
             _number(row["random_percentile"], 0),
         ]

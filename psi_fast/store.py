@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as serialised
 
 from psi_fast.errors import StoreError
 from psi_fast.scores import Scores
@@ -55,14 +55,14 @@ def reserved(folder: Path) -> Iterator[None]:
     """Make the folder and see that it can be written, before hours of work; when the work fails, take an empty one away again."""
     made = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(TEMPORARY + "*"):  # of a run that was killed
-            left.unlink()
-        _write(folder / f"{TEMPORARY}probe", lambda path: path.write_bytes(b""))
-        (folder / f"{TEMPORARY}probe").unlink()
-    except OSError as error:
-        raise StoreError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
-    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob(TEMPORARY + "*"):  # of a run that was killed
+                left.unlink()
+            _write(folder / f"{TEMPORARY}probe", lambda path: path.write_bytes(b""))
+            (folder / f"{TEMPORARY}probe").unlink()
+        except OSError as error:
+            raise StoreError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
         yield
     except BaseException:
         with contextlib.suppress(OSError):  # rmdir refuses a folder that holds something
@@ -80,9 +80,9 @@ def save(folder: Path, scores: Scores, tensors: dict[str, torch.Tensor], concept
         _write(folder / SCORES, lambda path: table.to_parquet(path, index=False))
         _write(folder / PATCHES, lambda path: patches.to_parquet(path, index=False))
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        _write(
-            folder / EMBEDDINGS, lambda path: save_file(contiguous, path, metadata={"concepts": json.dumps(concepts)})
-        )
+        # as bytes: safetensors' own writer leaves temporary files of its own when it is killed
+        held = serialised(contiguous, metadata={"concepts": json.dumps(concepts)})
+        _write(folder / EMBEDDINGS, lambda path: path.write_bytes(held))
         text = json.dumps(scores.manifest, indent=2, ensure_ascii=False) + "\n"
         _write(folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
     except OSError as error:
@@ -108,11 +108,11 @@ def load(folder: str | Path) -> Scores:
     try:
         table = _with_lists(pd.read_parquet(folder / SCORES))
         patches = pd.read_parquet(folder / PATCHES)
-    except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"cannot read the run in {folder}: {error}") from error
-    labels = np.full((len(table), manifest["config"]["top_k"]), -1, dtype=np.int64)
-    row = pd.Series(np.arange(len(table)), index=table["channel"])
-    labels[row[patches["channel"]].to_numpy(), patches["rank"].to_numpy()] = patches["cluster"].to_numpy()
+        labels = np.full((len(table), manifest["config"]["top_k"]), -1, dtype=np.int64)
+        row = pd.Series(np.arange(len(table)), index=table["channel"])
+        labels[row[patches["channel"]].to_numpy(), patches["rank"].to_numpy()] = patches["cluster"].to_numpy()
+    except (OSError, pa.ArrowException, KeyError, TypeError) as error:
+        raise StoreError(f"cannot read the run in {folder}: {error}; remove it and score again") from error
     return Scores(table, labels, manifest, patches)
 
 
@@ -146,16 +146,28 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
 
 def _differences(held: dict[str, Any], about: dict[str, Any]) -> str:
     """What two runs differ in, as words for an error message: settings by name, inputs by their fingerprints."""
-    flat = [{**run, **run.get("config", {}), **run.get("fingerprints", {})} for run in (held, about)]
-    names = [*about["config"], *about["fingerprints"], "layer"]
-    return ", ".join(name for name in names if flat[0].get(name) != flat[1].get(name)) or "channels"
+    names = [
+        name
+        for part in ("config", "fingerprints")
+        for name in about[part]
+        if _part(held, part).get(name) != about[part][name]
+    ]
+    return ", ".join(names + ["layer"] * (held.get("layer") != about["layer"])) or "channels"
+
+
+def _part(manifest: dict[str, Any], name: str) -> dict[str, Any]:
+    part = manifest.get(name)
+    return part if isinstance(part, dict) else {}
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StoreError(f"cannot read {folder / MANIFEST}: {error}") from error
+    if not isinstance(manifest, dict):
+        raise StoreError(f"{folder / MANIFEST} is no manifest of psi_fast; choose another folder")
+    return manifest
 
 
 def _with_lists(table: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from psi_fast.errors import InputError
 from psi_fast.results import Bank, PatchEmbeddings
@@ -74,14 +73,14 @@ def _on_cpu(value: Any) -> Any:
 
 
 def _unit_rows(name: str, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
-    rows = np.ascontiguousarray(rows, dtype=np.float32)
-    norm = np.linalg.norm(rows.astype(np.float64), axis=1)
+    rows = rows.astype(np.float64)  # float32 overflows in the norm of rows that are long but fine
+    norm = np.linalg.norm(rows, axis=1)
     for problem, bad in (("nan or inf", ~np.isfinite(norm)), ("zero", norm == 0)):
         if bad.any():
             raise InputError(
                 f"{name}{places[np.argmax(bad)].tolist()} is {problem}; leave it out with `valid`, or mend it"
             )
-    return normalize(torch.from_numpy(rows), dim=1).numpy()
+    return (rows / norm[:, None]).astype(np.float32)
 
 
 def _distinct_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,7 @@
 """Chunk sizes as pure functions of shape; they bound memory and never change a result."""
 
+LINE = 16  # numbers of 4 bytes in 64
+
 
 def draws_per_chunk(samples: int, columns: int, *, budget_bytes: int = 16 * 2**20, itemsize: int = 4) -> int:
     """How many [samples, samples] problems to hold at once so that a chunk's working set stays near the cache.
@@ -15,6 +17,15 @@ def draws_per_chunk(samples: int, columns: int, *, budget_bytes: int = 16 * 2**2
     """
     per_problem = itemsize * samples * (3 * samples + 4 * columns)
     return max(1, budget_bytes // per_problem)
+
+
+def padded(size: int) -> int:
+    """`size` rounded up to whole cache lines of float32.
+
+    A matrix library chooses its loop by the alignment of what it is given. In a batch of padded matrices each one is
+    aligned like the first, so its result does not depend on the batch it came in.
+    """
+    return -(-size // LINE) * LINE
 
 
 def rows_per_chunk(bytes_per_row: int, *, budget_bytes: int = 256 * 2**20) -> int:

@@ -10,10 +10,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from psi_fast_kernels._tiling import padded
 from psi_fast_kernels.philox import uniform
 
 MAX_STEPS = 50
+SAME = 16  # samples whose cosines all lie this many roundings below 1, or closer, are one point
 CANDIDATES = 3  # 2 + log k, rounded down, for k = 3..7
 
 
@@ -43,17 +46,19 @@ def cluster(
     numbers = uniform(seed, stream, channel, draw, n_init * k_max * CANDIDATES)
     numbers = numbers.unflatten(-1, (n_init, k_max, CANDIDATES))
     starts = plus_plus(gram, numbers.to(gram.dtype))
+    distinct = 1 - gram.amin((1, 2)) > SAME * torch.finfo(gram.dtype).eps
     best = Clustering(
         torch.full(gram.shape[:1], -torch.inf, dtype=gram.dtype, device=gram.device),
         torch.zeros(gram.shape[:2], dtype=torch.int64, device=gram.device),
         torch.ones(gram.shape[:1], dtype=torch.int64, device=gram.device),
     )
+    wide = _padded_gram(gram)
     for k in range(2, k_max + 1):
         # the first k centres of one k-means++ sequence are themselves k-means++ starts for k
-        labels = lloyd(gram, starts[:, :, :k].max(dim=2).indices, k)
-        labels = _lowest_inertia(gram, labels, k)
-        value = silhouette(gram, labels, k)
-        better = value > best.silhouette  # strict: ties take the smaller k
+        labels = lloyd(wide, starts[:, :, :k].max(dim=2).indices, k)
+        labels = _lowest_inertia(wide, labels, k)
+        value = silhouette(wide, labels, k)
+        better = distinct & (value > best.silhouette)  # strict: ties take the smaller k
         best = Clustering(
             torch.where(better, value, best.silhouette),
             torch.where(better[:, None], labels, best.labels),
@@ -138,7 +143,7 @@ def silhouette(gram: Tensor, labels: Tensor, k: int) -> Tensor:
     """
     sums = _sums(gram, labels[:, None], k)
     sizes = sums.sizes[:, 0, :, None]  # [N, k, 1]
-    mean = 1 - sums.product[:, 0] / sizes  # mean distance of each sample to each cluster; nan where empty
+    mean = (1 - sums.product[:, 0] / sizes).clamp(min=0)  # mean distance to each cluster; nan where empty
     own = labels[:, None]
     own_size = sizes.expand_as(mean).gather(1, own)[:, 0]
     # the sample's distance to itself is 0, so its own cluster's sum is shared by the others
@@ -152,11 +157,19 @@ def silhouette(gram: Tensor, labels: Tensor, k: int) -> Tensor:
 
 def _sums(gram: Tensor, labels: Tensor, k: int) -> Sums:
     problems, restarts, samples = labels.shape
-    one_hot = torch.empty(problems, restarts, k, samples, dtype=gram.dtype, device=gram.device)
+    gram = _padded_gram(gram)
+    one_hot = torch.zeros(problems, restarts, k, gram.shape[1], dtype=gram.dtype, device=gram.device)
     clusters = torch.arange(k, device=gram.device)[:, None]
-    torch.eq(labels[:, :, None], clusters, out=one_hot)  # straight into floats: several times faster than a cast
+    # straight into floats: several times faster than a cast
+    torch.eq(labels[:, :, None], clusters, out=one_hot[..., :samples])
     product = torch.bmm(one_hot.flatten(1, 2), gram).view_as(one_hot)
-    return Sums(one_hot, product, one_hot.sum(-1))
+    return Sums(one_hot[..., :samples], product[..., :samples], one_hot.sum(-1))
+
+
+def _padded_gram(gram: Tensor) -> Tensor:
+    """The Gram matrices with rows and columns of zeros up to whole cache lines; see `padded`."""
+    more = padded(gram.shape[1]) - gram.shape[1]
+    return pad(gram, (0, more, 0, more)) if more else gram
 
 
 def _nearest_centre(sums: Sums) -> Tensor:

@@ -98,4 +98,5 @@ class _Hypergeometric:
     ) -> np.ndarray:
         """E over w of g(marked - w), w marked among `drawn` of `total`; g given as reversed_means[other - argument]."""
         p = self.pmf(total, drawn, marked)
-        return p @ reversed_means[other - marked + np.arange(marked + 1)]
+        place = other - marked + np.arange(marked + 1)
+        return p @ reversed_means[place.clip(0, other)]  # what lies outside has probability 0

@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize, pad
 
 from psi_fast_kernels._streams import Stream
-from psi_fast_kernels._tiling import draws_per_chunk
+from psi_fast_kernels._tiling import draws_per_chunk, padded
 from psi_fast_kernels.cluster.reference import cluster
 from psi_fast_kernels.philox import normal, uniform
 
@@ -71,7 +72,7 @@ def rotation_null(
         c, b = chunk[:, 0], chunk[:, 1]
         points = _draw(tangent, pool, rotation, c, b)
         drawn = cluster(
-            points @ points.mT,
+            (points @ points.mT)[:, :samples, :samples],
             k_max=k_max,
             n_init=n_init,
             seed=seed,
@@ -100,9 +101,10 @@ def sphere_null(
     for part in draw.split(draws_per_chunk(samples, n_init * k_max)):
         none = torch.zeros_like(part)
         points = normal(seed, Stream.SPHERE, none, part, samples * width).unflatten(-1, (samples, width))
-        points = torch.nn.functional.normalize(points, dim=-1).to(dtype)
+        points = normalize(points, dim=-1).to(dtype)
+        points = pad(points, (0, padded(width) - width, 0, padded(samples) - samples))
         drawn = cluster(
-            points @ points.mT,
+            (points @ points.mT)[:, :samples, :samples],
             k_max=k_max,
             n_init=n_init,
             seed=seed,
@@ -181,33 +183,38 @@ def _flat_axes(samples: int, width: int) -> int:
 
 
 def _draw(tangent: Tangent, pool: Pool, rotation: str, c: Tensor, b: Tensor) -> Tensor:
-    """Unit vectors [N, K, r + 1] of the draws (channel c, rotation b)."""
-    mix = pool.mix[b]
+    """Unit vectors [N, K', K'] of the draws (channel c, rotation b); zeros from row K and column K = r + 1 to K' = padded(K)."""
+    samples = pool.mix.shape[1]
+    rest = padded(samples) - samples
+    mix = pad(pool.mix[b], (0, rest + 1, 0, rest))
     if rotation == "unimodal" and pool.uniforms.shape[-1]:
-        mix = _turn_leading_axes(mix, _flat_columns(tangent, pool, c, b))
-    mixed = mix * tangent.spread[c][:, None]
-    length = mixed.norm(dim=-1)
+        mix = _turn_leading_axes(mix, pad(_flat_columns(tangent, pool, c, b), (0, 0, 0, rest)))
+    points = mix * pad(tangent.spread, (0, rest + 1))[c][:, None]
+    length = points[:, :samples].norm(dim=-1)
     if rotation in ("unimodal", "radial"):
         order = length.argsort(dim=-1, stable=True)
         theta = torch.empty_like(length).scatter_(1, order, tangent.angles[c])
     else:
         theta = length
-    scale = torch.sin(theta) / length.clamp(min=torch.finfo(length.dtype).tiny)
-    return torch.cat((mixed * scale[..., None], torch.cos(theta)[..., None]), dim=-1)
+    points[:, :samples] *= (torch.sin(theta) / length.clamp(min=torch.finfo(length.dtype).tiny))[..., None]
+    points[:, :samples, samples - 1] = torch.cos(theta)
+    return points
 
 
 def _flat_columns(tangent: Tangent, pool: Pool, c: Tensor, b: Tensor) -> Tensor:
     """Q_m [N, K, m]: orthonormal, orthogonal to 1, as flat as the data's leading axes; Q_m = Y (Y^T Y)^(-1/2)."""
     y = tangent.flat[c][:, None] * pool.uniforms[b] + tangent.peaked[c][:, None] * pool.normals[b]
     y = y - y.mean(1, keepdim=True)
-    values, vectors = torch.linalg.eigh(y.mT @ y)
-    return y @ (vectors * values.rsqrt()[:, None] @ vectors.mT)
+    rest = padded(y.shape[1]) - y.shape[1]
+    wide = pad(y, (0, 0, 0, rest))
+    values, vectors = torch.linalg.eigh(wide.mT @ wide)
+    return (wide @ (vectors * values.rsqrt()[:, None] @ vectors.mT))[:, : y.shape[1]]
 
 
 def _turn_leading_axes(q: Tensor, q_m: Tensor) -> Tensor:
-    """Q H [N, K, r], whose first m columns are `q_m`, for H = I - (E - V)(I - V^T E)^(-1)(E - V)^T, V = Q^T Q_m, E = I[:, :m].
+    """Q H like q [N, K, r], whose first m columns are `q_m`, for H = I - (E - V)(I - V^T E)^(-1)(E - V)^T.
 
-    The other columns stay Haar distributed in the complement, for the price of a rank-m update.
+    V = Q^T Q_m and E = I[:, :m]. The other columns stay Haar distributed in the complement, for a rank-m update.
     """
     m = q_m.shape[-1]
     v = q.mT @ q_m

@@ -25,7 +25,7 @@ class Concepts(NamedTuple):
 def distinctness(prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str) -> Concepts:
     """D of each channel with every cluster's nearest concept; arguments as in `text_null.op.text_shuffle_null`."""
     used = _used(prototypes, k)
-    chosen = (prototypes @ text.T).argmax(-1)
+    chosen = _similarity(prototypes, text).argmax(-1)
     value = _value(_affinity(prototypes, k, text, kind), chosen[:, None], k, text, kind)[:, 0]
     return Concepts(value, torch.where(used, chosen, -1))
 
@@ -107,7 +107,8 @@ def shuffle_moments(
         zeta1 = (bank @ centre).var(correction=0)  # variance of E[1 - T_p . T_q | p]
         zeta2 = second.square().sum() - centre.dot(centre) ** 2  # variance of T_p . T_q
         mean = (1 - centre.dot(centre)).expand(len(k))
-        variance = 2 / (k * (k - 1)) * (2 * (k - 2) * zeta1 + zeta2)
+        kk = k.double()
+        variance = 2 / (kk * (kk - 1)) * (2 * (kk - 2) * zeta1 + zeta2)
     return mean.to(prototypes.dtype), variance.clamp(min=0).sqrt().to(prototypes.dtype)
 
 
@@ -117,8 +118,13 @@ def _used(prototypes: Tensor, k: Tensor) -> Tensor:
 
 def _affinity(prototypes: Tensor, k: Tensor, text: Tensor, kind: str) -> Tensor:
     """h_l(p) [C, k_max, P] of the gap; for `pairwise` only the shape counts, and the similarities are returned as they are."""
-    similarity = prototypes @ text.T
+    similarity = _similarity(prototypes, text)
     return _gap_weights(similarity, k) if kind == "gap" else similarity
+
+
+def _similarity(prototypes: Tensor, text: Tensor) -> Tensor:
+    """mu_j . T_p [C, k_max, P], one product a channel: one shape for all, so no channel's bits depend on its neighbours."""
+    return torch.stack([own.clone() @ text.T for own in prototypes]) if len(prototypes) else prototypes @ text.T
 
 
 def _gap_weights(similarity: Tensor, k: Tensor) -> Tensor:
