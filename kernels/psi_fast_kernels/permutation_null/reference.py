@@ -1,8 +1,14 @@
-"""NMI and its permutation null in plain torch. C channels, B draws, K samples, k clusters, L classes."""
+"""NMI and its permutation null in plain torch. C channels, B draws, K samples, k clusters, L classes.
+
+With H an entropy, U the clusters and V the classes: NMI = 2 (H(U) + H(V) - H(U, V)) / (H(U) + H(V)).
+"""
+
+import math
 
 import torch
 from torch import Tensor
 
+from psi_fast_kernels._batched import ordered_sum
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels._tiling import rows_per_chunk
 from psi_fast_kernels.philox import permutation
@@ -11,16 +17,17 @@ from psi_fast_kernels.philox import permutation
 def permutation_null(clusters: Tensor, labels: Tensor, *, draws: range, seed: int, channel: Tensor) -> Tensor:
     """See `psi_fast_kernels.permutation_null.op.permutation_null`."""
     channels, samples = clusters.shape
-    k, classes = int(clusters.max()) + 1, int(labels.max()) + 1
-    normaliser = _mean_entropy(clusters, labels)
+    classes = int(labels.max()) + 1
+    cells = (int(clusters.max()) + 1) * classes
+    apart = entropy(clusters) + entropy(labels)  # a permutation changes neither
     result = torch.empty(channels, len(draws), dtype=torch.float64, device=clusters.device)
     pairs = torch.cartesian_prod(torch.arange(channels), torch.arange(len(draws))).to(clusters.device)
-    for chunk in pairs.split(rows_per_chunk(8 * (12 * samples + 4 * k * classes), budget_bytes=32 * 2**20)):
+    for chunk in pairs.split(rows_per_chunk(8 * (12 * samples + 2 * cells), budget_bytes=32 * 2**20)):
         c, b = chunk[:, 0], chunk[:, 1]
         order = permutation(seed, Stream.LABEL_PERMUTATION, channel[c], b + draws.start, samples)
         # permuting the clusters against the labels is the same draw as the reverse
-        information = _mutual_information(clusters[c].gather(1, order), labels[c], k, classes)
-        result[c, b] = _ratio(information, normaliser[c])
+        together = entropy(clusters[c].gather(1, order) * classes + labels[c])
+        result[c, b] = _nmi(apart[c], together)
     return result
 
 
@@ -29,14 +36,18 @@ def nmi(clusters: Tensor, labels: Tensor) -> Tensor:
 
     Two labellings that both have one group agree fully (1), as in scikit-learn.
     """
-    k, classes = int(clusters.max()) + 1, int(labels.max()) + 1
-    return _ratio(_mutual_information(clusters, labels, k, classes), _mean_entropy(clusters, labels))
+    classes = int(labels.max()) + 1
+    return _nmi(entropy(clusters) + entropy(labels), entropy(clusters * classes + labels))
 
 
 def entropy(labels: Tensor) -> Tensor:
     """Entropy in nats of each row's labels [C, K] int64 >= 0, float64 [C]."""
     samples = labels.shape[1]
-    return (_x_log_x(samples) - _x_log_x(_counts(labels, int(labels.max()) + 1)).sum(-1)) / samples
+    counts = torch.zeros(len(labels), int(labels.max()) + 1, dtype=torch.int64, device=labels.device)
+    counts.scatter_add_(1, labels, torch.ones_like(labels))
+    logarithms = torch.arange(samples + 1, dtype=torch.float64, device=labels.device).log()
+    # sum over groups of n log n = sum over samples of the log of their group's size
+    return math.log(samples) - ordered_sum(logarithms[counts.gather(1, labels)], 1) / samples
 
 
 def dense_labels(labels: Tensor) -> Tensor:
@@ -47,28 +58,7 @@ def dense_labels(labels: Tensor) -> Tensor:
     return torch.empty_like(rank).scatter_(1, order, rank)
 
 
-def _mutual_information(clusters: Tensor, labels: Tensor, k: int, classes: int) -> Tensor:
-    """Mutual information in nats of each row, float64; sums of n log n, so no logarithm of zero appears."""
-    samples = clusters.shape[1]
-    joint = _x_log_x(_counts(clusters * classes + labels, k * classes)).sum(-1)
-    parts = _x_log_x(_counts(clusters, k)).sum(-1) + _x_log_x(_counts(labels, classes)).sum(-1)
-    return (joint - parts + _x_log_x(samples)) / samples
-
-
-def _counts(cells: Tensor, size: int) -> Tensor:
-    return torch.zeros(len(cells), size, dtype=torch.float64, device=cells.device).scatter_add_(
-        1, cells, torch.ones(1, dtype=torch.float64, device=cells.device).expand_as(cells)
-    )
-
-
-def _x_log_x(x: Tensor | int) -> Tensor:
-    x = torch.as_tensor(x, dtype=torch.float64)
-    return torch.special.xlogy(x, x)
-
-
-def _mean_entropy(clusters: Tensor, labels: Tensor) -> Tensor:
-    return (entropy(clusters) + entropy(labels)) / 2
-
-
-def _ratio(information: Tensor, normaliser: Tensor) -> Tensor:
-    return torch.where(normaliser > 0, (information / normaliser).clamp(0, 1), 1.0)
+def _nmi(apart: Tensor, together: Tensor) -> Tensor:
+    """NMI from H(U) + H(V) and H(U, V); entropies below rounding are those of a single group."""
+    single = apart < 1e-12
+    return torch.where(single, 1.0, (2 * (apart - together) / torch.where(single, 1.0, apart)).clamp(0, 1))

@@ -196,7 +196,7 @@ def _draw(tangent: Tangent, pool: Pool, rotation: str, c: Tensor, b: Tensor) -> 
         theta = torch.empty_like(length).scatter_(1, order, tangent.angles[c])
     else:
         theta = length
-    points[:, :samples] *= (torch.sin(theta) / length.clamp(min=torch.finfo(length.dtype).tiny))[..., None]
+    points[:, :samples] *= (torch.sin(theta) / length.clamp(min=1e-12))[..., None]
     points[:, :samples, samples - 1] = torch.cos(theta)
     return points
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from psi_fast_kernels._batched import ordered_sum, products
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels._tiling import rows_per_chunk
 from psi_fast_kernels.philox import integers, normal
@@ -73,9 +74,11 @@ def text_rotation_null(prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str
         )
         gaussian = normal(seed, Stream.TEXT_ROTATION, torch.zeros_like(draw), draw, width * frame_size)
         q, r = torch.linalg.qr(gaussian.unflatten(-1, (width, frame_size)))
-        frame = (q * r.diagonal(dim1=1, dim2=2).sign()[:, None]).mT.to(text.dtype) @ text.T  # F T^T [b, frame, P]
+        frame = products(
+            (q * r.diagonal(dim1=1, dim2=2).sign()[:, None]).mT.to(text.dtype), text.T[None]
+        )  # F T^T [b, frame, P]
         for channel in range(channels):
-            turned = root[channel] @ frame  # [b, k_max, P]
+            turned = products(root[channel].expand(len(draw), -1, -1), frame)  # [b, k_max, P]
             one, drawn = k[channel : channel + 1].expand(len(draw)), turned.argmax(-1)
             affinity = _gap_weights(turned, one) if kind == "gap" else turned
             result[channel, draw - draws.start] = _value(affinity, drawn[:, None], one, text, kind)[:, 0]
@@ -123,14 +126,14 @@ def _affinity(prototypes: Tensor, k: Tensor, text: Tensor, kind: str) -> Tensor:
 
 
 def _similarity(prototypes: Tensor, text: Tensor) -> Tensor:
-    """mu_j . T_p [C, k_max, P], one product a channel: one shape for all, so no channel's bits depend on its neighbours."""
-    return torch.stack([own.clone() @ text.T for own in prototypes]) if len(prototypes) else prototypes @ text.T
+    """mu_j . T_p [C, k_max, P]."""
+    return products(prototypes, text.T[None])
 
 
 def _gap_weights(similarity: Tensor, k: Tensor) -> Tensor:
     used = _used(similarity, k)[..., None]
     kk = k[:, None, None].clamp(min=2).to(similarity.dtype)
-    total = torch.where(used, similarity, 0).sum(1, keepdim=True)
+    total = ordered_sum(torch.where(used, similarity, 0), 1)[:, None]
     return similarity / (kk - 1) - total / (kk * (kk - 1))
 
 
@@ -139,7 +142,7 @@ def _value(affinity: Tensor, chosen: Tensor, k: Tensor, text: Tensor, kind: str)
     used = _used(affinity, k)[:, None]  # [C, 1, k_max]
     if kind == "gap":
         picked = affinity.gather(2, chosen.transpose(1, 2)).transpose(1, 2)
-        return torch.where(used, picked, 0).sum(-1)
+        return ordered_sum(torch.where(used, picked, 0), -1)
     vectors = torch.where(used[..., None], text[chosen], 0)
     # sum over pairs j != l of T_j . T_l = |sum_j T_j|^2 - k, the rows being unit
     kk = k[:, None].clamp(min=2).to(text.dtype)

@@ -1,0 +1,23 @@
+"""Batched products and sums whose result for one row or matrix does not depend on how many others there are."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from psi_fast_kernels._tiling import padded
+
+
+def products(left: Tensor, right: Tensor) -> Tensor:
+    """left [N, M, K] @ right [N or 1, K, P] -> [N, M, P], each product on its own.
+
+    Matrix libraries choose their loops by shape and alignment: a batch folded into one product, or matrices that do not
+    start on a cache line, give other last bits when the batch changes.
+    """
+    inner, outer = padded(left.shape[2]) - left.shape[2], padded(right.shape[2]) - right.shape[2]
+    left, right = pad(left, (0, inner)), pad(right, (0, outer, 0, inner))
+    return torch.bmm(left, right.expand(len(left), -1, -1))[..., : right.shape[2] - outer]
+
+
+def ordered_sum(values: Tensor, dim: int) -> Tensor:
+    """Sum over `dim` from first to last; torch.sum orders its terms by the shape of the whole."""
+    return values.cumsum(dim).select(dim, -1)
