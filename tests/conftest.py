@@ -4,7 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+import tiny
+import torch
 from image_helpers import paint
+
+from psi_fast import Network
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +42,23 @@ def image_folder(tmp_path):
     (root / "cat" / "notes.txt").write_text("no image")
     (root / "cat" / ".hidden.png").write_text("no image")
     return root
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of tiny's pictures."""
+    return tiny.write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture
+def net():
+    """The network of every case, its flags mixed."""
+    torch.manual_seed(0)
+    module = tiny.Net()
+    module.norm.eval()  # a mixture of flags has to come back, not one flag for all
+    module.conv.bias.requires_grad_(False)
+    module.head.weight.grad = torch.ones_like(module.head.weight)
+    return Network(module, tiny.SMALL, "net")
 
 
 def _present(path: Path) -> Path:

@@ -10,21 +10,14 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from image_helpers import message
 from safetensors import safe_open
 from sklearn.metrics import normalized_mutual_info_score
+from tiny import EFFECTIVE, score
 from torch import nn
 
 import psi_fast
-from psi_fast.errors import ConfigError, ModelError
 
 TESTS = Path(__file__).parent
-EFFECTIVE = replace(tiny.CONFIG, patch="effective")
-
-
-def score(model=None, layer=tiny.LAYER, images=None, **changes):
-    options = {"encoder": tiny.TinyEncoder(), "config": tiny.CONFIG, "device": "cpu", "progress": False} | changes
-    return psi_fast.score(model or tiny.network(), layer, images if images is not None else tiny.image_set(), **options)
 
 
 def assert_same_bits(left: pd.DataFrame, right: pd.DataFrame):
@@ -212,18 +205,6 @@ def test_channels_restrict_the_table(channels, ids):
     pd.testing.assert_frame_equal(part.table.set_index("channel")[own].reset_index(), wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("channels", [[6], [-1], [1, 1], [], slice(5, 3), slice(6, None)])
-def test_channels_outside_the_layer_are_an_error(channels):
-    text = message(score, channels=channels, error=psi_fast.PsiFastError)
-    assert "channel" in text
-    assert "6" in text or "5" in text  # what there is
-
-
-@pytest.mark.parametrize("channels", [[0.5], ["a"], [[0, 1]]])
-def test_channels_of_another_type_are_an_error(channels):
-    assert "channel" in message(score, channels=channels, error=psi_fast.PsiFastError)
-
-
 def test_without_labels_q_is_absent(tmp_path):
     scores = score(images=tiny.write_pictures(tmp_path / "flat", 24, classes=False))
     table = scores.table
@@ -281,98 +262,6 @@ def test_several_positions_of_an_image_may_be_kept():
 def test_nothing_is_printed_where_nobody_watches(capfd, progress):
     score(progress=progress)
     assert capfd.readouterr() == ("", "")
-
-
-class Sentinel:
-    """Everything of a module, and of torch, that a run must leave as it was."""
-
-    def __init__(self, module):
-        self.module = module
-        self.before = self.state()
-
-    def state(self):
-        parts = dict(self.module.named_modules())
-        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-        return {
-            "training": {name: part.training for name, part in parts.items()},
-            "hooks": {name: [list(getattr(part, kind)) for kind in kinds] for name, part in parts.items()},
-            "requires_grad": {name: p.requires_grad for name, p in self.module.named_parameters()},
-            "grads": {name: None if p.grad is None else p.grad.clone() for name, p in self.module.named_parameters()},
-            "devices": {name: str(t.device) for name, t in self.module.state_dict().items()},
-            "weights": {name: t.clone() for name, t in self.module.state_dict().items()},
-            "identities": [id(p) for p in self.module.parameters()],
-            "generator": torch.get_rng_state(),
-            "grad_enabled": torch.is_grad_enabled(),
-        }
-
-    def check(self):
-        after = self.state()
-        for name in ("grads", "weights"):
-            torch.testing.assert_close(after.pop(name), self.before[name], rtol=0, atol=0)
-        assert torch.equal(after.pop("generator"), self.before["generator"])
-        for name, value in after.items():
-            assert value == self.before[name], name
-
-
-def disturbed(network):
-    """`network` with mixed training flags, gradients, a frozen parameter and a hook of the user's own."""
-    network.module.train()
-    first = next(iter(network.module.children()))
-    first.eval()
-    for parameter in network.module.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    first.bias.requires_grad_(False)
-    first.register_forward_hook(lambda *_: None)
-    return network
-
-
-def test_the_network_is_left_as_it_was():
-    network = disturbed(tiny.conv_network(nn.BatchNorm2d(6), nn.Dropout(0.5)))
-    sentinel = Sentinel(network.module)
-    score(network, "3", config=EFFECTIVE)
-    sentinel.check()
-
-
-@pytest.mark.parametrize("stage", ["mining", "embedding", "layer", "channels"])
-def test_the_network_is_left_as_it_was_when_a_run_fails(stage):
-    network = disturbed(tiny.poisoned_network() if stage == "mining" else tiny.network())
-    sentinel = Sentinel(network.module)
-    options = {
-        "mining": {"layer": "poison", "images": tiny.image_set(red=(30,))},
-        "embedding": {"encoder": tiny.TinyEncoder(spoil=np.nan), "images": tiny.image_set(red=range(30))},
-        "layer": {"layer": "22"},
-        "channels": {"channels": [99]},
-    }[stage]
-    text = message(score, network, config=EFFECTIVE, error=psi_fast.PsiFastError, **options)
-    assert stage in text or stage == "channels"
-    sentinel.check()
-
-
-def test_a_network_of_nan_is_named_at_its_image():
-    text = message(score, tiny.nan_network(), config=tiny.CONFIG)
-    assert "mining: channel 0" in text
-    assert "'picture-0'" in text
-
-
-def test_a_network_of_nan_ends_in_one_line_for_every_patch_mode():
-    for patch in ("effective", "theoretical"):
-        message(score, tiny.nan_network(), config=replace(tiny.CONFIG, patch=patch), error=psi_fast.PsiFastError)
-
-
-def test_fewer_images_than_top_k_is_an_error():
-    text = message(score, images=tiny.image_set(11))
-    assert "12" in text
-    assert "11" in text
-
-
-def test_an_unknown_layer_or_device_is_an_error():
-    assert "nearest: '2'" in message(score, layer="22", error=ModelError)
-    assert "'layr1'" in message(score, layer="layr1", error=ModelError)
-    assert "tpu" in message(score, device="tpu", error=ConfigError)
-
-
-def test_an_object_that_is_no_encoder_is_an_error():
-    assert "encoder" in message(score, encoder=object(), error=ModelError)
 
 
 def test_real_networks_on_a_few_demo_tiles(tmp_path):

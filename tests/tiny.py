@@ -1,17 +1,23 @@
 """Networks, an encoder and images small enough that a run takes a second; importable as specs such as `tiny:network`."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
-from psi_fast import Network, Preprocess, PSIConfig
+import psi_fast
+from psi_fast import Network, Preprocess, PSIConfig, cli
 from psi_fast.images import ImageSet
 
 PREPROCESS = Preprocess(size=32, resize=32, interpolation="bilinear")
 CONFIG = PSIConfig(top_k=12, k_max=3, n_init=1, draws=9, patch=0.5, batch_size=8)
+EFFECTIVE = replace(CONFIG, patch="effective")
+SMALL = Preprocess(size=32, resize=36)
+SETTINGS = {"--top-k": "12", "--k-max": "3", "--n-init": "1", "--draws": "9", "--patch": "0.5", "--batch-size": "8"}
+"""CONFIG as flags of the command."""
 LAYER = "2"
 """The map that most tests mine: 6 channels on 16 x 16 positions."""
 
@@ -93,6 +99,46 @@ class Tokens(nn.Module):
     def forward(self, x):
         x = x.flatten(2).transpose(1, 2)
         return torch.cat((x.mean(1, keepdim=True), x), 1)
+
+
+class Boom(nn.Module):
+    """Counts its runs, and raises once armed."""
+
+    def __init__(self):
+        super().__init__()
+        self.runs = 0
+        self.armed = False
+
+    def forward(self, x):
+        self.runs += 1
+        if self.armed:
+            raise LookupError("boom")
+        return x
+
+
+class Net(nn.Module):
+    """A small network with every case: a map, a layer run twice, a tuple, a vector, work behind, a swallowing except."""
+
+    def __init__(self):
+        super().__init__()
+        self.before = Boom()
+        self.conv = nn.Conv2d(3, 6, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.relu = nn.ReLU(inplace=True)
+        self.drop = nn.Dropout(0.5)
+        self.conv2 = nn.Conv2d(6, 8, 3, stride=2, padding=1)
+        self.pair = nn.LSTM(8, 5, batch_first=True)
+        self.behind = Boom()
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        try:
+            x = self.relu(self.norm(self.conv(self.before(x))))
+        except KeyError:
+            x = x.new_zeros(len(x), 6, 16, 16)
+        x = self.relu(self.conv2(self.drop(x)))
+        self.pair(x.flatten(2).transpose(1, 2))
+        return self.head(self.behind(x).mean((2, 3)))
 
 
 def seeded(make, seed=0):
@@ -275,3 +321,26 @@ def write_pictures(root, count=24, classes=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         picture(i, sizes(i)).save(path)
     return root
+
+
+def score(model=None, layer=LAYER, images=None, **changes):
+    options = {"encoder": TinyEncoder(), "config": CONFIG, "device": "cpu", "progress": False} | changes
+    return psi_fast.score(model or network(), layer, images if images is not None else image_set(), **options)
+
+
+def run(*arguments):
+    """Exit code of the command, run in this process."""
+    try:
+        cli.main([str(a) for a in arguments])
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
+
+
+def one_line(capsys):
+    out, err = capsys.readouterr()
+    assert err.startswith("psi-fast: error: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1, err
+    assert out == ""
+    return err

@@ -1,0 +1,117 @@
+"""`psi-fast layers`, `show` and `env`, and the command in a process of its own."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import SETTINGS, one_line, run
+
+import psi_fast
+
+TESTS = Path(__file__).parent
+COMMAND = Path(sys.executable).with_name("psi-fast")
+
+
+def command(*arguments, **options):
+    """The command in a process of its own."""
+    options = {"cwd": TESTS, "capture_output": True, "text": True, "timeout": 120} | options
+    return subprocess.run([str(COMMAND), *map(str, arguments)], **options)
+
+
+@pytest.fixture(scope="module")
+def finished(pictures, tmp_path_factory):
+    """A finished run whose concepts and folder look like the markup of a terminal library."""
+    folder = tmp_path_factory.mktemp("finished") / "a [b] run"
+    code = run(
+        "score", "--network", "tiny:network", "--layer", "2", "--images", pictures, "--encoder",
+        "classifier:tiny:markup_classifier", "--out", folder, "--device", "cpu",
+        *(part for pair in SETTINGS.items() for part in pair),
+    )  # fmt: skip
+    assert code == 0
+    return folder
+
+
+def test_layers_lists_names_shapes_and_channels(capsys):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    assert run("layers", "--network", "efficientnet-lite:lite0") == 0
+    out = capsys.readouterr().out
+    (line,) = [line for line in out.splitlines() if " _conv_head " in line]
+    assert "1280" in line.split()
+    assert "1280 x 7 x 7" in line
+    assert "Traceback" not in out
+
+
+def test_layers_of_an_unknown_network_is_one_line(capsys):
+    assert run("layers", "--network", "efficientnet-lite:lite00") == 2
+    assert "'lite0'" in one_line(capsys)
+
+
+def test_show_prints_channels_counts_times_and_folder(finished, capsys):
+    capsys.readouterr()
+    assert run("show", finished) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    squeezed, dense = " ".join(out.split()), "".join(out.split())
+    scores = psi_fast.load(finished)
+    assert f"6 channels: {scores.significant()} significant" in squeezed
+    assert "mining" in squeezed
+    assert "total" in squeezed
+    assert "".join(f"results: {finished}".split()) in dense
+    order = [int(m) for m in re.findall(r"^\s+(\d+)\s+0?\.\d", out, re.MULTILINE)]
+    assert order == scores.table.sort_values("log_psi", ascending=False)["channel"].tolist()
+    assert run("show", finished, "--count", "2") == 0
+    assert len(re.findall(r"^\s+(\d+)\s+0?\.\d", capsys.readouterr().out, re.MULTILINE)) == 2
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(finished, capsys):
+    capsys.readouterr()
+    assert run("show", finished) == 0
+    dense = "".join(capsys.readouterr().out.split())
+    for name in set(psi_fast.load(finished).table["concepts"].explode()):
+        assert "".join(f"{name} (".split()) in dense
+
+
+@pytest.mark.parametrize("arguments", [("show", "/no/such/run"), ("show", str(TESTS))])
+def test_show_of_no_run_is_one_line(capsys, arguments):
+    assert run(*arguments) == 2
+    assert arguments[1] in one_line(capsys)
+
+
+def test_env_prints_versions(capsys):
+    assert run("env") == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"^torch {re.escape(torch.__version__.split('+')[0])}", out, re.MULTILINE)
+    assert re.search(rf"^python {sys.version_info.major}\.{sys.version_info.minor}\.", out, re.MULTILINE)
+    assert "cpu" in out
+
+
+def test_the_installed_command_ends_with_code_2_and_one_line(tmp_path):
+    if not COMMAND.exists():
+        pytest.skip("the command is not installed beside this Python")
+    result = command(
+        "score", "--network", "tiny:netwrk", "--layer", "2", "--images", tmp_path, "--encoder", "x", "--out", tmp_path / "run",
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("psi-fast: error: ")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("what", ["env", "show", "help"])
+def test_a_reader_that_has_enough_causes_no_traceback(finished, what):
+    arguments = {"env": ["env"], "show": ["show", str(finished)], "help": ["score", "--help"]}[what]
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"from psi_fast.cli import main; main({arguments!r})"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=TESTS,
+    )  # fmt: skip
+    process.stdout.close()  # as `head -0` does
+    err = process.stderr.read()
+    process.stderr.close()
+    process.wait(timeout=120)
+    assert err == ""
