@@ -15,7 +15,7 @@ from psi_fast.activation_tap import LayerInfo
 from psi_fast.environment import device_info, versions
 from psi_fast.scores import Scores
 
-NARROWEST = 100  # columns a table takes where the output is no terminal
+NARROWEST = 120  # columns a table takes where the output is no terminal
 
 
 def show_scores(scores: Scores, folder: Path, count: int = 15) -> None:

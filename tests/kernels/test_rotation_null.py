@@ -46,7 +46,9 @@ def drawn_vectors(x: np.ndarray, rotation: str, draws: int = 6) -> tuple[np.ndar
     samples, width = x.shape
     pool = pool_of(samples, width, rotation, range(draws))
     c, b = torch.zeros(draws, dtype=torch.int64), torch.arange(draws)
-    points = reference._draw(tangent_space(gram_of(x[None]), width), pool, rotation, c, b)[:, :samples, :samples].numpy()
+    points = reference._draw(tangent_space(gram_of(x[None]), width), pool, rotation, c, b)[
+        :, :samples, :samples
+    ].numpy()
     np.testing.assert_allclose(np.linalg.norm(points, axis=-1), 1, atol=1e-12)
     angles = np.arccos(np.clip(points[..., -1], -1, 1))
     return points[..., :-1] * (angles / np.sin(angles))[..., None], angles
