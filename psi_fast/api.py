@@ -290,12 +290,14 @@ def _channel_ids(channels: slice | Sequence[int] | None, count: int) -> np.ndarr
     except ValueError:  # rows of unequal length
         ids = np.empty(0)
     if ids.ndim != 1 or len(ids) == 0 or ids.dtype.kind not in "iu":
-        raise InputError(f"channels must be a slice or a list of whole numbers, got {channels!r}")
+        raise InputError(
+            f"channels must be a slice or a list of whole numbers within the layer's 0..{count - 1}, got {channels!r}"
+        )
     outside = ids[(ids < 0) | (ids >= count)]
     if len(outside):
         raise InputError(f"channel {outside[0]} is outside the layer's 0..{count - 1}")
     if len(np.unique(ids)) < len(ids):
-        raise InputError(f"channels must be named once each, got {channels!r}")
+        raise InputError(f"each of the layer's channels 0..{count - 1} can be named once, got {channels!r}")
     return ids.astype(np.int64)
 
 

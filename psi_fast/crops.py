@@ -1,5 +1,7 @@
 """TopPatches + images -> embeddings: each distinct crop cut, prepared and encoded once."""
 
+from contextlib import closing
+
 import numpy as np
 import torch
 from torch.nn.functional import normalize
@@ -53,11 +55,14 @@ def embed(
 
     encoder = encoder.to(device)
     batch_size = whole_slices(config.batch_size)
-    prepared = prefetch(prepare, by_image, ahead=2 * batch_size)
-    each = (crop for group in prepared for crop in group)
     parts: list[torch.Tensor] = []
     done = 0
-    with torch.inference_mode(), progress.bar("embedding", len(crops), "crop") as bar:
+    with (
+        closing(prefetch(prepare, by_image, ahead=2 * batch_size)) as prepared,
+        torch.inference_mode(),
+        progress.bar("embedding", len(crops), "crop") as bar,
+    ):
+        each = (crop for group in prepared for crop in group)
         for batch in batches(each, batch_size):
             part = encoder.encode(torch.stack(batch).to(device)).float().cpu()
             bad = torch.nonzero(~torch.isfinite(part).all(1) | (part == 0).all(1))

@@ -1,6 +1,7 @@
 """Images + network -> TopPatches: each channel's largest activations, one pass over the images."""
 
 import math
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -45,9 +46,13 @@ def mine(
         sizes[index] = image.size
         return network.preprocess(image)
 
-    loaded = prefetch(load, range(len(images)), ahead=2 * batch_size)
     first = 0
-    with tap, torch.inference_mode(), progress.bar("mining", len(images), "img") as bar:
+    with (
+        closing(prefetch(load, range(len(images)), ahead=2 * batch_size)) as loaded,
+        tap,
+        torch.inference_mode(),
+        progress.bar("mining", len(images), "img") as bar,
+    ):
         for batch in batches(loaded, batch_size):
             activations = tap(torch.stack(batch))[:, channels]
             maxima = spatial_maxima(activations, per_image)

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 def prefetch(
     work: Callable[[Item], Result], items: Iterable[Item], *, ahead: int, workers: int | None = None
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`work(item)` for every item, in order, computed at most `ahead` items early; an error surfaces at its item."""
     workers = workers or min(8, os.cpu_count() or 1)
     remaining = iter(items)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from psi_fast_kernels._tiling import padded
+from psi_fast_kernels._tiling import ROWS, padded
 
 
 def products(left: Tensor, right: Tensor) -> Tensor:
@@ -13,9 +13,11 @@ def products(left: Tensor, right: Tensor) -> Tensor:
     Matrix libraries choose their loops by shape and alignment: a batch folded into one product, or matrices that do not
     start on a cache line, give other last bits when the batch changes.
     """
-    inner, outer = padded(left.shape[2]) - left.shape[2], padded(right.shape[2]) - right.shape[2]
-    left, right = pad(left, (0, inner)), pad(right, (0, outer, 0, inner))
-    return torch.bmm(left, right.expand(len(left), -1, -1))[..., : right.shape[2] - outer]
+    rows, columns = left.shape[1], right.shape[2]
+    inner = padded(left.shape[2]) - left.shape[2]
+    left = pad(left, (0, inner, 0, padded(rows, ROWS) - rows))
+    right = pad(right, (0, padded(columns) - columns, 0, inner))
+    return torch.bmm(left, right.expand(len(left), -1, -1))[:, :rows, :columns]
 
 
 def ordered_sum(values: Tensor, dim: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Chunk sizes as pure functions of shape; they bound memory and never change a result."""
 
 LINE = 16  # numbers of 4 bytes in 64
+ROWS = 4  # rows a product is split by without a remainder
 
 
 def draws_per_chunk(samples: int, columns: int, *, budget_bytes: int = 16 * 2**20, itemsize: int = 4) -> int:
@@ -19,13 +20,14 @@ def draws_per_chunk(samples: int, columns: int, *, budget_bytes: int = 16 * 2**2
     return max(1, budget_bytes // per_problem)
 
 
-def padded(size: int) -> int:
-    """`size` rounded up to whole cache lines of float32.
+def padded(size: int, multiple: int = LINE) -> int:
+    """`size` rounded up to a multiple, by default to whole cache lines of float32.
 
-    A matrix library chooses its loop by the alignment of what it is given. In a batch of padded matrices each one is
-    aligned like the first, so its result does not depend on the batch it came in.
+    A matrix library chooses its loops by the alignment and the shape of what it is given, and splits a lone product
+    among its threads. In a batch of padded matrices each one is aligned like the first and splits without a remainder,
+    so its result does not depend on the batch it came in.
     """
-    return -(-size // LINE) * LINE
+    return -(-size // multiple) * multiple
 
 
 def rows_per_chunk(bytes_per_row: int, *, budget_bytes: int = 256 * 2**20) -> int:

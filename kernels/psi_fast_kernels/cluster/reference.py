@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from psi_fast_kernels._tiling import padded
+from psi_fast_kernels._tiling import ROWS, padded
 from psi_fast_kernels.philox import uniform
 
 MAX_STEPS = 50
@@ -158,12 +158,13 @@ def silhouette(gram: Tensor, labels: Tensor, k: int) -> Tensor:
 def _sums(gram: Tensor, labels: Tensor, k: int) -> Sums:
     problems, restarts, samples = labels.shape
     gram = _padded_gram(gram)
-    one_hot = torch.zeros(problems, restarts, k, gram.shape[1], dtype=gram.dtype, device=gram.device)
+    rows = restarts * k
+    left = torch.zeros(problems, padded(rows, ROWS), gram.shape[1], dtype=gram.dtype, device=gram.device)
+    one_hot = left[:, :rows].unflatten(1, (restarts, k))[..., :samples]
     clusters = torch.arange(k, device=gram.device)[:, None]
-    # straight into floats: several times faster than a cast
-    torch.eq(labels[:, :, None], clusters, out=one_hot[..., :samples])
-    product = torch.bmm(one_hot.flatten(1, 2), gram).view_as(one_hot)
-    return Sums(one_hot[..., :samples], product[..., :samples], one_hot.sum(-1))
+    torch.eq(labels[:, :, None], clusters, out=one_hot)  # straight into floats: several times faster than a cast
+    product = torch.bmm(left, gram)[:, :rows].unflatten(1, (restarts, k))[..., :samples]
+    return Sums(one_hot, product, one_hot.sum(-1))
 
 
 def _padded_gram(gram: Tensor) -> Tensor:

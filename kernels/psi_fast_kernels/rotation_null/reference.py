@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
+from psi_fast_kernels._batched import ordered_sum, products
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels._tiling import draws_per_chunk, padded
 from psi_fast_kernels.cluster.reference import cluster
@@ -204,11 +205,9 @@ def _draw(tangent: Tangent, pool: Pool, rotation: str, c: Tensor, b: Tensor) -> 
 def _flat_columns(tangent: Tangent, pool: Pool, c: Tensor, b: Tensor) -> Tensor:
     """Q_m [N, K, m]: orthonormal, orthogonal to 1, as flat as the data's leading axes; Q_m = Y (Y^T Y)^(-1/2)."""
     y = tangent.flat[c][:, None] * pool.uniforms[b] + tangent.peaked[c][:, None] * pool.normals[b]
-    y = y - y.mean(1, keepdim=True)
-    rest = padded(y.shape[1]) - y.shape[1]
-    wide = pad(y, (0, 0, 0, rest))
-    values, vectors = torch.linalg.eigh(wide.mT @ wide)
-    return (wide @ (vectors * values.rsqrt()[:, None] @ vectors.mT))[:, : y.shape[1]]
+    y = y - ordered_sum(y, 1)[:, None] / y.shape[1]
+    values, vectors = torch.linalg.eigh(products(y.mT, y))
+    return products(y, products(vectors * values.rsqrt()[:, None], vectors.mT))
 
 
 def _turn_leading_axes(q: Tensor, q_m: Tensor) -> Tensor:
@@ -217,9 +216,9 @@ def _turn_leading_axes(q: Tensor, q_m: Tensor) -> Tensor:
     V = Q^T Q_m and E = I[:, :m]. The other columns stay Haar distributed in the complement, for a rank-m update.
     """
     m = q_m.shape[-1]
-    v = q.mT @ q_m
+    v = products(q.mT, q_m)
     eye = torch.eye(m, dtype=q.dtype, device=q.device)
     e_minus_v = -v
     e_minus_v[:, :m] += eye
     # Q (E - V) = Q_E - Q_m, because Q Q^T Q_m = Q_m
-    return q - (q[:, :, :m] - q_m) @ torch.linalg.solve(eye - v[:, :m].mT, e_minus_v.mT)
+    return q - products(q[:, :, :m] - q_m, torch.linalg.solve(eye - v[:, :m].mT, e_minus_v.mT))
