@@ -72,3 +72,5 @@ for positive in ("poly2", "poly3"):
 print(table.groupby("kind")[["psi", "k", "S_z", "Q_z", "D_z"]].mean().round(3).to_string())  # noqa: T201
 if options.json:
     options.json.write_text(json.dumps(figures, indent=2))
+if options.classes == 200 and min(figures[f"poly2 vs {other}: log_psi"] for other in ("mono", "random")) < 0.99:
+    raise SystemExit("PSI's AUROC for poly2 is below .99")

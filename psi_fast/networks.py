@@ -151,6 +151,10 @@ def _from_module(module: nn.Module, name: str) -> Network:
 
 
 def _from_function(spec: str, package: str, function: str, families: Iterable[str]) -> Network:
+    if not all(part.isidentifier() for part in [*package.split("."), function]):
+        raise ModelError(
+            f"network {spec!r} is not understood; families are {', '.join(families)}, or package.module:function"
+        )
     try:
         module = importlib.import_module(package)
     except ModuleNotFoundError as error:
@@ -162,7 +166,10 @@ def _from_function(spec: str, package: str, function: str, families: Iterable[st
         ) from error
     if not callable(getattr(module, function, None)):
         raise ModelError(f"{package} has no function {function!r}{nearest(function, dir(module))}")
-    made = getattr(module, function)()
+    try:
+        made = getattr(module, function)()
+    except TypeError as error:
+        raise ModelError(f"{spec} must be a function without arguments: {one_line(error)}") from error
     if isinstance(made, Network):
         return made
     if not isinstance(made, nn.Module):

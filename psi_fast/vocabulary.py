@@ -53,7 +53,7 @@ class Vocabulary:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over the concepts in order; neither the name nor the kinds change an embedding."""
+        """SHA-256 (hex) over the concepts in order; its name, which picks the templates, is told apart beside it."""
         return hashlib.sha256("\n".join(self.concepts).encode("utf-8")).hexdigest()
 
 

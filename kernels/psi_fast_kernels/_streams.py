@@ -19,4 +19,3 @@ class Stream(IntEnum):
     BAND = 11
     RANDOM_PATCHES = 12
     RANDOM_CHANNELS = 13
-    PROBES = 14

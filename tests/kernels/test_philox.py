@@ -77,7 +77,7 @@ def test_seed_stream_channel_and_draw_all_matter():
 
 def test_streams_are_distinct_and_keep_their_numbers():
     assert len({int(s) for s in Stream}) == len(Stream.__members__)
-    assert (Stream.OBSERVED_STARTS, Stream.ROTATION, Stream.LABEL_PERMUTATION, Stream.PROBES) == (1, 3, 7, 14)
+    assert (Stream.OBSERVED_STARTS, Stream.ROTATION, Stream.LABEL_PERMUTATION, Stream.RANDOM_CHANNELS) == (1, 3, 7, 13)
 
 
 def test_uniform_is_open_and_uniform():

@@ -13,6 +13,8 @@ Romano, Bailey, Nguyen, Verspoor: Standardized mutual information for clustering
 import numpy as np
 from scipy.special import gammaln, xlogy
 
+ROUNDING = 1e-12
+
 
 def mutual_information_moments(cluster_sizes: np.ndarray, class_sizes: np.ndarray) -> tuple[float, float]:
     """Exact mean and variance, in nats and nats^2, of the mutual information of permuted labels.
@@ -58,7 +60,10 @@ def mutual_information_moments(cluster_sizes: np.ndarray, class_sizes: np.ndarra
     constant = (
         xlogy(total, total) - xlogy(cluster_sizes, cluster_sizes).sum() - xlogy(class_sizes, class_sizes).sum()
     ) / total
-    return float(mean / total + constant), float(max(0.0, second - mean**2) / total**2)
+    variance = second - mean**2
+    if variance < ROUNDING * second:  # one group on a side, or all groups single: nothing varies
+        variance = 0.0
+    return float(mean / total + constant), float(variance / total**2)
 
 
 class _Hypergeometric:

@@ -9,11 +9,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from psi_fast_kernels._batched import ordered_sum, products
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels._tiling import rows_per_chunk
 from psi_fast_kernels.philox import integers, normal
+
+ROUNDING = 1e-12  # of a variance of cosines: nothing varies
 
 
 class Concepts(NamedTuple):
@@ -104,7 +107,7 @@ def shuffle_moments(
             variances.append(h.var(-1, correction=0).sum(-1))
         mean, variance = torch.cat(means), torch.cat(variances)
     else:
-        bank = bank.double()
+        bank = normalize(bank.double(), dim=1)
         centre = bank.mean(0)
         second = bank.T @ bank / len(bank)
         zeta1 = (bank @ centre).var(correction=0)  # variance of E[1 - T_p . T_q | p]
@@ -112,7 +115,8 @@ def shuffle_moments(
         mean = (1 - centre.dot(centre)).expand(len(k))
         kk = k.double()
         variance = 2 / (kk * (kk - 1)) * (2 * (kk - 2) * zeta1 + zeta2)
-    return mean.to(prototypes.dtype), variance.clamp(min=0).sqrt().to(prototypes.dtype)
+    variance = torch.where(variance < ROUNDING, 0, variance)
+    return mean.to(prototypes.dtype), variance.sqrt().to(prototypes.dtype)
 
 
 def _used(prototypes: Tensor, k: Tensor) -> Tensor:
