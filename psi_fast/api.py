@@ -1,5 +1,6 @@
 """score() and score_embeddings(): the stages in order."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,7 @@ def score(
     where = pick_device(device)
     network = load_network(model)
     tap = ActivationTap(network, layer, where)
+    chosen = _channel_ids(channels, tap.channels)
     with bars.stage("open images"):
         source = open_images(images, max_images=max_images, seed=config.seed, skip_unreadable=skip_unreadable)
     if len(source) < config.top_k:
@@ -100,18 +102,17 @@ def score(
     with bars.stage("load encoder"):
         encoder = load_encoder(encoder).to(where)
         words = None if vocabulary is None else load_vocabulary(vocabulary)
-        names, text = encoder.concepts(words)
-    bank = Bank(tuple(names), normalize(text.float().cpu(), dim=1))
-    inputs = Inputs(network, tap, _channel_ids(channels, tap.channels), source, encoder, bank, config, where)
     fingerprints = {
         "network": network.fingerprint(),
         "images": source.fingerprint,
         "encoder": encoder.fingerprint(),
-        "vocabulary": words.fingerprint if words else "the encoder's own",
+        "vocabulary": f"{words.name} {words.fingerprint}" if words else "the encoder's own",
         "code": store.code_fingerprint(),
+        "device": where.type,
     }
+    decides = {name: value for name, value in config.to_dict().items() if name not in ("batch_size", "backend")}
     about = {
-        "identity": store.fingerprint([fingerprints, layer, inputs.channels.tolist(), config.to_dict()]),
+        "identity": store.fingerprint([fingerprints, layer, chosen.tolist(), decides]),
         "network": network.name,
         "layer": layer,
         "encoder": encoder.name,
@@ -120,11 +121,15 @@ def score(
         "config": config.to_dict(),
         "fingerprints": fingerprints,
     }
-    if out is None:
-        return _run(inputs, about, bars)[0]
-    folder = Path(out)
-    if store.finished(folder, about):
+    folder = None if out is None else Path(out)
+    if folder is not None and store.finished(folder, about):
         return store.load(folder)
+    with bars.stage("concepts"):
+        names, text = encoder.concepts(words)
+    bank = Bank(tuple(names), normalize(text.float().cpu(), dim=1))
+    inputs = Inputs(network, tap, chosen, source, encoder, bank, config, where)
+    if folder is None:
+        return _run(inputs, about, bars)[0]
     with store.reserved(folder):
         scores, tensors = _run(inputs, about, bars)
         store.save(folder, scores, tensors, bank.names)
@@ -183,7 +188,7 @@ def _run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores,
         inputs.device,
         bars,
         dead=top.dead,
-        max_activation=top.values[:, 0],
+        max_activation=top.highest,
     )
     manifest = about | {
         "channels": len(inputs.channels),
@@ -193,6 +198,7 @@ def _run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores,
         "patch": {"mode": str(field.mode), "size_px": list(field.size), "note": field.note},
         "versions": versions(),
         "device": device_info(inputs.device),
+        "encoder_precision": getattr(inputs.encoder, "precision", "not stated"),
         "seconds": {name: round(seconds, 3) for name, seconds in bars.seconds.items()},
         "images_per_second": round(len(images) / bars.seconds["mining"], 1),
         "crops_per_second": round(len(crops) / bars.seconds["embedding"], 1),
@@ -309,10 +315,15 @@ def _patch_table(top: TopPatches, box: np.ndarray, source: ImageSet, clusters: n
         {
             "channel": top.channels[row],
             "rank": rank,
-            "image": np.asarray(source.names, dtype=object)[image],
+            "image": np.array([_printable(name) for name in source.names], dtype=object)[image],
             "box": list(box[row, rank].astype(np.float32)),
             "activation": top.values[row, rank],
             "label": None if source.labels is None else np.asarray(source.class_names, object)[source.labels[image]],
             "cluster": clusters[row, rank],
         }
     )
+
+
+def _printable(name: str) -> str:
+    """A file name as it is, or with its bytes escaped where they are no text."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

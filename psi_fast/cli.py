@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _base_settings(arguments: list[str]) -> tuple[list[str], PSIConfig]:
     """What --preset and --config FILE.toml make the defaults of the other flags; both are taken out of the arguments."""
+    if arguments[:1] != ["score"]:
+        return arguments, PSIConfig()
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset")
     parser.add_argument("--config")

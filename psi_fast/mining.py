@@ -17,7 +17,7 @@ from psi_fast.progress import Progress
 from psi_fast.results import TopPatches
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels.philox import uint32
-from psi_fast_kernels.topk_merge import TopK, empty_top_k, spatial_maxima, topk_merge
+from psi_fast_kernels.topk_merge import Maxima, TopK, empty_top_k, spatial_maxima, topk_merge
 
 
 def mine(
@@ -36,7 +36,8 @@ def mine(
     """
     per_image = 1 if config.band else min(config.per_image, tap.positions)
     batch_size = whole_slices(config.batch_size)
-    keep = config.top_k if config.band is None else len(images) * per_image
+    keep = config.top_k if config.band is None else len(images)
+    held: list[Maxima] = []
     top: TopK | None = None
     low, high = np.full(len(channels), np.inf), np.full(len(channels), -np.inf)
     sizes = np.empty((len(images), 2), dtype=np.int64)
@@ -60,7 +61,10 @@ def mine(
             # a maximum hides no inf and no nan, a minimum hides no -inf
             _check_finite(maxima.values[..., 0].T, minima, images, first, channels)
             top = empty_top_k(len(channels), keep, activations.device) if top is None else top
-            top = topk_merge(top, maxima, first)
+            if config.band is None:
+                top = topk_merge(top, maxima, first)
+            else:  # all maxima are ranked at the end
+                held.append(maxima)
             low = np.minimum(low, minima.amin(0).cpu().numpy())
             high = np.maximum(high, maxima.values[..., 0].amax(1).cpu().numpy())
             first += len(batch)
@@ -68,9 +72,12 @@ def mine(
     if top is None:
         raise InputError("there are no images to mine: expected at least top_k of them")
     if config.band is not None:
-        top = _draw_band(top, channels, config)
+        every = Maxima(*(torch.cat(part, 1) for part in zip(*held, strict=True)))
+        top = _draw_band(topk_merge(top, every, 0), channels, config)
     values, found, positions = (part.cpu().numpy() for part in top)
-    return TopPatches(channels, values, found, positions, dead=low == high, sizes=sizes)
+    return TopPatches(
+        channels, values, found, positions, highest=high.astype(np.float32), dead=low == high, sizes=sizes
+    )
 
 
 def _check_finite(

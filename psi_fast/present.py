@@ -43,10 +43,10 @@ def show_scores(scores: Scores, folder: Path, count: int = 15) -> None:
         table.add_row(*numbers, escape(clusters))
     console.print(table)
     flags = scores.flag_counts()
-    degenerate = sum(n for name, n in flags.items() if name.startswith("degenerate:"))
+    degenerate = sum(any(flag.startswith("degenerate:") for flag in own) for own in scores.table["flags"])
     console.print(
         f"{len(scores.table)} channels: {scores.significant()} significant (q < .05), {flags.get('dead', 0)} dead, "
-        f"{flags.get('few_patches', 0)} with too few patches, {degenerate} degenerate components; "
+        f"{flags.get('few_patches', 0)} with too few patches, {degenerate} degenerate; "
         f"median PSI {_number(scores.table['psi'].median(), 3)}"
     )
     seconds = manifest["seconds"]

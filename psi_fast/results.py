@@ -18,6 +18,7 @@ class TopPatches:
     channels : [C] int64, ids of the channels in their layer
     values : [C, K] float32 activations, descending; -inf where invalid
     images, positions : [C, K] int64 image index and flat position in the map; -1 where invalid
+    highest : [C] float32 largest activation over all images
     dead : [C] bool, channels whose activation never varies over images and positions
     sizes : [N, 2] int64 width and height of every image in pixels
     """
@@ -26,6 +27,7 @@ class TopPatches:
     values: np.ndarray
     images: np.ndarray
     positions: np.ndarray
+    highest: np.ndarray
     dead: np.ndarray
     sizes: np.ndarray
 
@@ -69,10 +71,6 @@ class PatchEmbeddings:
             rows = torch.nonzero(counts == n)[:, 0]
             columns = torch.argsort((self.index[rows] < 0).long(), dim=1, stable=True)[:, :n]
             yield Group(rows, columns)
-
-    def rows(self, group: Group) -> Tensor:
-        """The group's embeddings [c, n, d]."""
-        return self.unique[self.index[group.rows[:, None], group.columns]]
 
     def to(self, device: torch.device) -> "PatchEmbeddings":
         """The same embeddings on `device`."""

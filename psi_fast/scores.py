@@ -18,7 +18,7 @@ class Scores:
     Attributes
     ----------
     table : pandas.DataFrame
-        A row a channel: channel, psi in (0, 1), log_psi, p and q in (0, 1], k, cluster_sizes, concepts, max_activation,
+        A row a channel: channel, psi in [0, 1], log_psi, p and q in (0, 1], k, cluster_sizes, concepts, max_activation,
         random_percentile in [0, 100], flags, components, for each X of S, Q, D: X, X_null_mean, X_null_sd, X_z, X_hat,
         X_p; and S_z_independent. nan where a channel is not scored or a component is absent.
     labels : [C, K] int64

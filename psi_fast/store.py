@@ -85,10 +85,9 @@ def save(folder: Path, scores: Scores, tensors: dict[str, torch.Tensor], concept
         _write(folder / EMBEDDINGS, lambda path: path.write_bytes(held))
         text = json.dumps(scores.manifest, indent=2, ensure_ascii=False) + "\n"
         _write(folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
-    except OSError as error:
-        raise StoreError(
-            f"cannot write to {folder}: {error.strerror or error}; nothing half-written was left"
-        ) from error
+    except (OSError, pa.ArrowException, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError(f"cannot write to {folder}: {reason}; nothing half-written was left") from error
 
 
 def load(folder: str | Path) -> Scores:
