@@ -290,7 +290,7 @@ def _run(network: "Network", make: Callable[..., torch.Tensor], count: int = 2) 
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ModelError(
                 f"{network.name} cannot run on images of [3, {size}, {size}] ({one_line(error)}); give the module an "
-                "attribute `preprocess` of type psi_fast.networks.Preprocess with the right size"
+                "attribute `preprocess` of type psi_fast.Preprocess with the right size"
             ) from error
 
 

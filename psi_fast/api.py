@@ -26,7 +26,7 @@ from psi_fast.networks import Network, load_network
 from psi_fast.progress import Progress
 from psi_fast.receptive_field import boxes, measure_field
 from psi_fast.results import Bank, PatchEmbeddings, TopPatches
-from psi_fast.scores import Scores
+from psi_fast.scores import Scores, cautions
 from psi_fast.validation import read_bank, read_embeddings, read_labels, read_rows
 from psi_fast.vocabulary import load_vocabulary
 
@@ -202,7 +202,11 @@ def _run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores,
         "seconds": {name: round(seconds, 3) for name, seconds in bars.seconds.items()},
         "images_per_second": round(len(images) / bars.seconds["mining"], 1),
         "crops_per_second": round(len(crops) / bars.seconds["embedding"], 1),
-        "warnings": [*network.warnings, *images.warnings, *inputs.encoder.warnings],
+        "warnings": list(
+            dict.fromkeys(
+                [*network.warnings, *images.warnings, *inputs.encoder.warnings, *cautions(table, config.draws)]
+            )
+        ),
     }
     scores = Scores(table, clusters, manifest, _patch_table(top, box, images, clusters))
     return scores, {"unique": unique, "index": torch.from_numpy(index), "text": inputs.bank.embeddings}

@@ -92,7 +92,9 @@ class PSIConfig:
     def preset(cls, name: str, **changes: Any) -> Self:
         """The settings published under `name` ('default' or 'paper'), with `changes` applied on top."""
         if name not in _PRESETS:
-            raise ConfigError(f"unknown preset {name!r}; there are {sorted(_PRESETS)}{nearest(name, _PRESETS)}")
+            raise ConfigError(
+                f"unknown preset {name!r}; there are {', '.join(sorted(_PRESETS))}{nearest(name, _PRESETS)}"
+            )
         return cls.from_dict({**_PRESETS[name], **changes})
 
     @classmethod

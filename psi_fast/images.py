@@ -82,7 +82,7 @@ class ImageSet:
             raise
         except BROKEN as error:
             raise InputError(
-                f"cannot decode image {name!r}: {reason(error)}; replace it or pass skip_unreadable=True"
+                f"cannot decode image {name!r}: {reason(error)}; replace it or pass skip_unreadable=True (--skip-unreadable)"
             ) from error
 
     def decode(self, name: str) -> Image.Image:
@@ -249,7 +249,9 @@ class _Items:
         except InputError:
             raise
         except BROKEN as error:
-            raise InputError(f"cannot read item {name}: {reason(error)}; pass skip_unreadable=True") from error
+            raise InputError(
+                f"cannot read item {name}: {reason(error)}; pass skip_unreadable=True (--skip-unreadable)"
+            ) from error
         if value is None:
             return None
         try:

@@ -11,7 +11,7 @@ from psi_fast.calibration import calibrate, combine, discovery_rate, percentile
 from psi_fast.results import COMPONENTS, Bank, Clusters, Components, NullMoments, PatchEmbeddings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scores:
     """Calibrated polysemanticity of each channel.
 
@@ -34,6 +34,9 @@ class Scores:
     manifest: dict[str, Any] = field(default_factory=dict)
     patches: pd.DataFrame | None = None
 
+    def __repr__(self) -> str:
+        return f"Scores({len(self.table)} channels, {self.significant()} significant at q < .05, columns {list(self.table)})"
+
     def to_parquet(self, path: str | Path) -> None:
         """Write `table` to a parquet file."""
         self.table.to_parquet(path, index=False)
@@ -50,6 +53,24 @@ class Scores:
     def significant(self, q: float = 0.05) -> int:
         """How many channels are polysemantic at false discovery rate `q`."""
         return int((self.table["q"] < q).sum())
+
+
+def cautions(table: pd.DataFrame, draws: int) -> list[str]:
+    """What about a run keeps its channels from being significant, whatever they do."""
+    found = []
+    if draws < 20:
+        found.append(
+            f"{draws} draws give p >= {1 / (draws + 1):.3f}, so no channel can be significant; use at least 20"
+        )
+    for name in COMPONENTS:
+        count = sum(f"degenerate:{name}" in own for own in table["flags"])
+        if count:
+            found.append(
+                f"{name} is degenerate in {count} of {len(table)} channels (its null does not vary"
+                + (", as when a channel's labels are all alike or all different" if name == "Q" else "")
+                + "): p = 1 there, and PSI cannot exceed .5"
+            )
+    return found
 
 
 def tabulate(
