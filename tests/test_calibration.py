@@ -3,10 +3,12 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import special, stats
 
 from psi_fast.calibration import calibrate, combine, discovery_rate, percentile
+from psi_fast.scores import cautions
 
 NAN = float("nan")
 
@@ -80,3 +82,13 @@ def test_percentile_counts_the_baseline_at_or_below():
     np.testing.assert_allclose(percentile(values, np.array([3.0, 0.0, 1.0, NAN, 2.0])), [0, 25, 50, 100, NAN])
     assert np.isnan(percentile(values, np.array([]))).all()
     assert np.isnan(percentile(values, np.array([NAN]))).all()
+
+
+def test_cautions_name_what_keeps_channels_from_being_significant():
+    table = pd.DataFrame({"flags": [["degenerate:Q"], [], ["dead"], ["degenerate:Q", "degenerate:D"]]})
+    few, labels, concepts = cautions(table, draws=10)
+    assert few == "10 draws give p >= 0.091, so no channel can be significant; use at least 20"
+    assert "Q is degenerate in 2 of 4 channels" in labels
+    assert "all different" in labels
+    assert "D is degenerate in 1 of 4 channels" in concepts
+    assert cautions(table[1:3], draws=20) == []

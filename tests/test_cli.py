@@ -57,7 +57,7 @@ def test_a_run_is_written_and_shown(score, tmp_path, capsys):
     assert str(tmp_path / "run") in "".join(out.split())
     scores = psi_fast.load(tmp_path / "run")
     assert scores.table["channel"].tolist() == [0, 1, 2]
-    assert scores.manifest["warnings"] == []
+    assert scores.manifest["warnings"] == ["9 draws give p >= 0.100, so no channel can be significant; use at least 20"]
     assert score() == 0  # the same run is shown again
     assert capsys.readouterr().out == out
 
@@ -166,7 +166,8 @@ def test_an_undecodable_image_is_named_or_skipped_and_counted(score, tmp_path, c
     assert "skip" in text
     assert not (tmp_path / "run").exists()
     assert score("--skip-unreadable", images=root) == 0
-    (warning,) = manifest(tmp_path / "run")["warnings"]
+    warning, few_draws = manifest(tmp_path / "run")["warnings"]
+    assert few_draws.startswith("9 draws give p >= 0.100")
     assert "skipped 1 unreadable image" in warning
     assert broken.name in warning
     assert manifest(tmp_path / "run")["images"] == 23

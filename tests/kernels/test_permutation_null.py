@@ -181,3 +181,11 @@ def test_chunks_and_other_channels_change_no_bit(chunk, monkeypatch):
     assert torch.equal(
         permutation_null(clusters[3:5], labels[3:5], draws=range(12, 20), seed=0, channel=ids[3:5]), whole[3:5, 12:]
     )
+
+
+@pytest.mark.parametrize("classes", [[24], [1] * 24], ids=["all alike", "all different"])
+def test_labels_that_cannot_vary_have_variance_zero(classes):
+    mean, variance = mutual_information_moments(np.array([11, 8, 5]), np.array(classes))
+    clusters = -np.array([11, 8, 5]) / 24 @ np.log(np.array([11, 8, 5]) / 24)
+    assert mean == pytest.approx(0 if len(classes) == 1 else clusters, abs=1e-12)
+    assert variance == 0

@@ -150,3 +150,10 @@ def test_a_draw_depends_on_its_index_channel_and_seed_only(kind):
     rotated = text_rotation_null(prototypes, k, text, kind=kind, draws=range(30), seed=0)
     late = text_rotation_null(prototypes[3:4], k[3:4], text, kind=kind, draws=range(10, 30), seed=0)
     torch.testing.assert_close(late[0], rotated[3, 10:], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bank_of_equal_concepts_has_no_spread(kind):
+    prototypes, k, text = problem(dtype=torch.float32)
+    _, sd = shuffle_moments(prototypes, k, text[:1].expand(9, -1), kind=kind, pool=None)
+    assert (sd < 1e-9).all()
