@@ -94,7 +94,9 @@ def score(
     tap = ActivationTap(network, layer, where)
     chosen = _channel_ids(channels, tap.channels)
     with bars.stage("open images"):
-        source = open_images(images, max_images=max_images, seed=config.seed, skip_unreadable=skip_unreadable)
+        source = open_images(
+            images, max_images=max_images, seed=config.seed, skip_unreadable=skip_unreadable, progress=bars
+        )
     if len(source) < config.top_k:
         raise InputError(
             f"top_k is {config.top_k}, but there are only {len(source)} images; give more images or lower top_k"
@@ -125,7 +127,7 @@ def score(
     if folder is not None and store.finished(folder, about):
         return store.load(folder)
     with bars.stage("concepts"):
-        names, text = encoder.concepts(words)
+        names, text = encoder.concepts(words, bars)
     bank = Bank(tuple(names), normalize(text.float().cpu(), dim=1))
     inputs = Inputs(network, tap, chosen, source, encoder, bank, config, where)
     if folder is None:

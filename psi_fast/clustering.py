@@ -5,13 +5,15 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from psi_fast.config import PSIConfig
+from psi_fast.progress import Progress
 from psi_fast.results import Clusters, PatchEmbeddings
+from psi_fast_kernels._batched import products
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels._tiling import draws_per_chunk
 from psi_fast_kernels.cluster import cluster
 
 
-def cluster_patches(patches: PatchEmbeddings, config: PSIConfig) -> Clusters:
+def cluster_patches(patches: PatchEmbeddings, config: PSIConfig, progress: Progress) -> Clusters:
     """Each channel's clusters; a channel with fewer than 2 * k_max valid patches is left unclustered (k = 0)."""
     channels, places = patches.index.shape
     device = patches.unique.device
@@ -19,7 +21,9 @@ def cluster_patches(patches: PatchEmbeddings, config: PSIConfig) -> Clusters:
     k = torch.zeros(channels, dtype=torch.int64, device=device)
     silhouette = torch.full((channels,), torch.nan, device=device)
     prototypes = torch.zeros(channels, config.k_max, patches.unique.shape[1], device=device)
-    for group in patches.groups(2 * config.k_max):
+    groups = list(patches.groups(2 * config.k_max))
+    bar = progress.bar("clustering", sum(len(group.rows) for group in groups), "channel")
+    for group in groups:
         samples = group.columns.shape[1]
         per_chunk = draws_per_chunk(samples + patches.unique.shape[1], config.n_init * config.k_max)
         for rows, columns in zip(group.rows.split(per_chunk), group.columns.split(per_chunk), strict=True):
@@ -38,13 +42,15 @@ def cluster_patches(patches: PatchEmbeddings, config: PSIConfig) -> Clusters:
             labels[rows[:, None], columns] = ordered
             k[rows], silhouette[rows] = found.k, found.silhouette
             members = one_hot(ordered, config.k_max).to(x.dtype)
-            prototypes[rows] = normalize(members.mT @ x, dim=-1)
+            prototypes[rows] = normalize(products(members.mT, x), dim=-1)
+            bar.update(len(rows))
+    bar.close()
     return Clusters(labels, k, silhouette, prototypes)
 
 
 def unit_gram(x: Tensor) -> Tensor:
     """Gram matrices [c, n, n] of unit rows [c, n, d]."""
-    return x @ x.mT
+    return products(x, x.mT)
 
 
 def _larger_first(labels: Tensor, k_max: int) -> Tensor:

@@ -51,7 +51,7 @@ def evaluate(
     labels = None if labels is None else labels.to(device)
     bank = None if bank is None else Bank(bank.names, bank.embeddings.to(device))
     with progress.stage("clusters"):
-        clusters = cluster_patches(patches, config)
+        clusters = cluster_patches(patches, config, progress)
         components = measure(patches, clusters, labels, bank, config)
     with progress.stage("nulls"):
         nulls = draw_nulls(patches, clusters, components, labels, bank, config, progress)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from psi_fast.errors import ConfigError, InputError
 from psi_fast.image_trees import BROKEN, ImageTree, open_tree, reason
+from psi_fast.progress import Progress
 
 _SAMPLED = 64  # items of a Dataset that go into its fingerprint
 
@@ -114,7 +115,12 @@ class ImageSet:
 
 
 def open_images(
-    source: Any, *, max_images: int | None = None, seed: int = 0, skip_unreadable: bool = False
+    source: Any,
+    *,
+    max_images: int | None = None,
+    seed: int = 0,
+    skip_unreadable: bool = False,
+    progress: Progress | None = None,
 ) -> ImageSet:
     """The images of `source`, in a fixed order, as an ImageSet.
 
@@ -133,6 +139,8 @@ def open_images(
         Chooses which images `max_images` keeps.
     skip_unreadable : bool
         Decode every image now, leave out those that fail, and say so in `warnings`.
+    progress : Progress, optional
+        Shows how far that is.
 
     Raises
     ------
@@ -141,6 +149,7 @@ def open_images(
     ConfigError
         `max_images` or `seed` is out of range.
     """
+    progress = progress or Progress(shown=False)
     for name, value, low in (("max_images", max_images, 1), ("seed", seed, 0)):
         if (value is not None or name == "seed") and (type(value) is not int or value < low):
             raise ConfigError(f"{name} must be a whole number of at least {low}, got {value!r}")
@@ -149,12 +158,12 @@ def open_images(
     elif isinstance(source, ImageSet):
         images = source
     elif hasattr(source, "__len__") and hasattr(source, "__getitem__"):
-        return _subset(_from_dataset(source, skip_unreadable), max_images, seed)
+        return _subset(_from_dataset(source, skip_unreadable, progress), max_images, seed)
     else:
         raise InputError(
             f"images must be a folder, a zip or a map-style Dataset (with len() and [i]), got {type(source).__name__}"
         )
-    return _subset(_readable(images) if skip_unreadable else images, max_images, seed)
+    return _subset(_readable(images, progress) if skip_unreadable else images, max_images, seed)
 
 
 def _subset(images: ImageSet, count: int | None, seed: int) -> ImageSet:
@@ -182,7 +191,7 @@ def _subset(images: ImageSet, count: int | None, seed: int) -> ImageSet:
     return images.take(np.sort(np.concatenate(rows)).tolist())
 
 
-def _readable(images: ImageSet) -> ImageSet:
+def _readable(images: ImageSet, progress: Progress) -> ImageSet:
     """`images` without those that cannot be decoded."""
 
     def problem(name: str) -> str | None:
@@ -194,8 +203,11 @@ def _readable(images: ImageSet) -> ImageSet:
             return reason(error)
         return None
 
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        problems = list(pool.map(problem, images.names))
+    with ThreadPoolExecutor(max_workers=4) as pool, progress.bar("checking", len(images), "img") as bar:
+        problems = []
+        for found in pool.map(problem, images.names):
+            problems.append(found)
+            bar.update()
     bad = [name for name, found in zip(images.names, problems, strict=True) if found]
     if not bad:
         return images
@@ -278,7 +290,7 @@ class _Items:
         return np.asarray(values, dtype=np.int64)
 
 
-def _from_dataset(dataset: Any, skip_unreadable: bool) -> ImageSet:
+def _from_dataset(dataset: Any, skip_unreadable: bool, progress: Progress) -> ImageSet:
     items = _Items(dataset)
     try:
         names = [str(i) for i in range(len(dataset))]
@@ -288,7 +300,7 @@ def _from_dataset(dataset: Any, skip_unreadable: bool) -> ImageSet:
         raise InputError(f"{type(dataset).__name__} holds no images; pass a Dataset with at least one item")
     images = ImageSet(names, items.image, [""] * len(names))
     if skip_unreadable:
-        images = _readable(images)
+        images = _readable(images, progress)
     sampled = min(len(images), _SAMPLED)
     sample = [i * len(images) // sampled for i in range(sampled)]
     digest = hashlib.sha256(str(len(names)).encode())

@@ -250,7 +250,7 @@ class TinyEncoder:
             result[red] = self._spoil
         return result
 
-    def concepts(self, vocabulary):
+    def concepts(self, vocabulary, progress=None):
         if vocabulary is None:
             return self._names, self._text
         generator = torch.Generator().manual_seed(6)

@@ -6,6 +6,7 @@ import PIL.Image
 import torch
 
 from psi_fast.errors import ModelError, nearest
+from psi_fast.progress import Progress
 from psi_fast.vocabulary import Vocabulary
 
 __all__ = ["Encoder", "load_encoder"]
@@ -37,7 +38,9 @@ class Encoder(Protocol):
         """Embeddings float32 [B, d] of prepared crops [B, 3, size, size]; not normalised."""
         ...
 
-    def concepts(self, vocabulary: Vocabulary | None) -> tuple[list[str], torch.Tensor]:
+    def concepts(
+        self, vocabulary: Vocabulary | None, progress: Progress | None = None
+    ) -> tuple[list[str], torch.Tensor]:
         """Names [P] and float32 [P, d] on the CPU, not normalised; None asks for the encoder's own bank."""
         ...
 

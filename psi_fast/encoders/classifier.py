@@ -10,6 +10,7 @@ from psi_fast.activation_tap import ActivationTap, final_linear
 from psi_fast.errors import ModelError
 from psi_fast.forward import autocast, channels_last, fast_precision
 from psi_fast.networks import Network, load_network
+from psi_fast.progress import Progress
 from psi_fast.vocabulary import Vocabulary
 
 
@@ -47,7 +48,9 @@ class ClassifierEncoder:
         with self._tap, torch.inference_mode(), autocast(self._device, self._dtype):
             return self._tap(batch)[:, :, 0]
 
-    def concepts(self, vocabulary: Vocabulary | None) -> tuple[list[str], torch.Tensor]:
+    def concepts(
+        self, vocabulary: Vocabulary | None, progress: Progress | None = None
+    ) -> tuple[list[str], torch.Tensor]:
         """The class names [P] and the last layer's rows, float32 [P, d] on the CPU.
 
         Raises

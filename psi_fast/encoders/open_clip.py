@@ -13,6 +13,7 @@ from psi_fast.checkpoints import checkpoint_errors, hub_error, one_line, require
 from psi_fast.errors import ModelError, nearest
 from psi_fast.forward import autocast, channels_last, fast_precision, in_slices
 from psi_fast.networks import require
+from psi_fast.progress import Progress
 from psi_fast.vocabulary import TEMPLATES, Vocabulary, load_vocabulary
 
 _PROMPTS = 64
@@ -61,17 +62,21 @@ class OpenClipEncoder:
             result = in_slices(self._see, batch) if self._device.type == "cpu" else self._see(batch)
             return result.float()
 
-    def concepts(self, vocabulary: Vocabulary | None) -> tuple[list[str], torch.Tensor]:
+    def concepts(
+        self, vocabulary: Vocabulary | None, progress: Progress | None = None
+    ) -> tuple[list[str], torch.Tensor]:
         """Names [P] and unit vectors float32 [P, d] on the CPU of a vocabulary's concepts; None means open-1602."""
         vocabulary = vocabulary or load_vocabulary("open-1602")
         templates = self._templates(vocabulary)
         prompts = [template(concept) for concept in vocabulary.concepts for template in templates]
         tokenize = self._load_tokenizer()
         vectors = []
-        for start in range(0, len(prompts), _PROMPTS):
-            tokens = tokenize(prompts[start : start + _PROMPTS]).to(self._device)
-            with torch.inference_mode(), autocast(self._device, self._dtype):
-                vectors.append(in_slices(self._model.encode_text, tokens, _PROMPTS).float().cpu())
+        with (progress or Progress(False)).bar("concepts", len(prompts), "prompt") as bar:
+            for start in range(0, len(prompts), _PROMPTS):
+                tokens = tokenize(prompts[start : start + _PROMPTS]).to(self._device)
+                with torch.inference_mode(), autocast(self._device, self._dtype):
+                    vectors.append(in_slices(self._model.encode_text, tokens, _PROMPTS).float().cpu())
+                bar.update(len(tokens))
         unit = torch.nn.functional.normalize(torch.cat(vectors), dim=1)
         mean = unit.reshape(len(vocabulary.concepts), len(templates), -1).mean(1)
         return list(vocabulary.concepts), torch.nn.functional.normalize(mean, dim=1)
