@@ -22,29 +22,28 @@ def cluster_patches(patches: PatchEmbeddings, config: PSIConfig, progress: Progr
     silhouette = torch.full((channels,), torch.nan, device=device)
     prototypes = torch.zeros(channels, config.k_max, patches.unique.shape[1], device=device)
     groups = list(patches.groups(2 * config.k_max))
-    bar = progress.bar("clustering", sum(len(group.rows) for group in groups), "channel")
-    for group in groups:
-        samples = group.columns.shape[1]
-        per_chunk = draws_per_chunk(samples + patches.unique.shape[1], config.n_init * config.k_max)
-        for rows, columns in zip(group.rows.split(per_chunk), group.columns.split(per_chunk), strict=True):
-            x = patches.unique[patches.index[rows[:, None], columns]]
-            found = cluster(
-                unit_gram(x),
-                k_max=config.k_max,
-                n_init=config.n_init,
-                seed=config.seed,
-                stream=Stream.OBSERVED_STARTS,
-                channel=patches.channel[rows],
-                draw=torch.zeros_like(rows),
-                backend=config.backend,
-            )
-            ordered = _larger_first(found.labels, config.k_max)
-            labels[rows[:, None], columns] = ordered
-            k[rows], silhouette[rows] = found.k, found.silhouette
-            members = one_hot(ordered, config.k_max).to(x.dtype)
-            prototypes[rows] = normalize(products(members.mT, x), dim=-1)
-            bar.update(len(rows))
-    bar.close()
+    with progress.bar("clustering", sum(len(group.rows) for group in groups), "channel") as bar:
+        for group in groups:
+            samples = group.columns.shape[1]
+            per_chunk = draws_per_chunk(samples + patches.unique.shape[1], config.n_init * config.k_max)
+            for rows, columns in zip(group.rows.split(per_chunk), group.columns.split(per_chunk), strict=True):
+                x = patches.unique[patches.index[rows[:, None], columns]]
+                found = cluster(
+                    unit_gram(x),
+                    k_max=config.k_max,
+                    n_init=config.n_init,
+                    seed=config.seed,
+                    stream=Stream.OBSERVED_STARTS,
+                    channel=patches.channel[rows],
+                    draw=torch.zeros_like(rows),
+                    backend=config.backend,
+                )
+                ordered = _larger_first(found.labels, config.k_max)
+                labels[rows[:, None], columns] = ordered
+                k[rows], silhouette[rows] = found.k, found.silhouette
+                members = one_hot(ordered, config.k_max).to(x.dtype)
+                prototypes[rows] = normalize(products(members.mT, x), dim=-1)
+                bar.update(len(rows))
     return Clusters(labels, k, silhouette, prototypes)
 
 

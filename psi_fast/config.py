@@ -5,7 +5,7 @@ import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from psi_fast.errors import ConfigError, nearest
 
@@ -122,22 +122,14 @@ class PSIConfig:
 
 def _check_type(name: str, value: Any) -> None:
     """Refuse what a TOML file or a caller can get wrong before it fails somewhere deep."""
-    integers = ("top_k", "per_image", "k_max", "n_init", "draws", "seed", "batch_size")
-    choices = {
-        "distinctness": ("gap", "pairwise"),
-        "rotation": ("unimodal", "radial", "tangent", "gaussian", "independent"),
-        "text_null": ("shuffled", "rotated"),
-        "text_pool": ("bank", "layer"),
-        "backend": ("auto", "torch"),
-    }
-    if name in integers and (isinstance(value, bool) or not isinstance(value, int)):
+    kind = get_type_hints(PSIConfig)[name]
+    if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
         raise ConfigError(f"{name} must be a whole number, got {value!r}")
-    if name in ("center", "exact") and not isinstance(value, bool):
+    if kind is bool and not isinstance(value, bool):
         raise ConfigError(f"{name} must be true or false, got {value!r}")
-    if name in choices and value not in choices[name]:
-        raise ConfigError(
-            f"{name} must be one of {', '.join(choices[name])}, got {value!r}{nearest(str(value), choices[name])}"
-        )
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    if choices and value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}{nearest(str(value), choices)}")
     if name == "patch" and value not in ("effective", "theoretical", "cell", "image") and not _is_number(value):
         raise ConfigError(f"patch must be effective, theoretical, cell, image or a fraction, got {value!r}")
     if (
