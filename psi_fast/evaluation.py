@@ -63,6 +63,8 @@ def _centred(
     patches: PatchEmbeddings, bank: Bank | None, background: Background | None
 ) -> tuple[PatchEmbeddings, Bank | None, Background | None]:
     """Images without the mean of the unique patches, text without the mean of the bank: it removes the cone both sit in."""
+    if len(patches.unique) == 0:  # every channel is dead: there is no mean
+        return patches, bank, background
     centre = patches.unique.double().mean(0)
     patches = PatchEmbeddings(_without(patches.unique, centre), patches.index, patches.channel)
     if background is not None:

@@ -165,7 +165,7 @@ def _text_moments(
         return result
     prototypes, k = clusters.prototypes[rows], clusters.k[rows]
     chosen = components.concepts[: patches.real]
-    pool = chosen[chosen >= 0] if config.text_pool == "layer" else None
+    pool = chosen[chosen >= 0] if config.text_pool == "layer" and (chosen >= 0).any() else None
     shared = {"kind": config.distinctness, "draws": range(config.draws), "seed": config.seed, "backend": config.backend}
     if config.text_null == "rotated":
         part = moments(observed[rows], text_rotation_null(prototypes, k, bank.embeddings, **shared))

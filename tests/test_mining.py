@@ -131,6 +131,15 @@ def test_a_constant_channel_is_dead_and_not_scored():
     assert 1 not in scores.top(6)["channel"].tolist()
 
 
+@pytest.mark.parametrize("text_pool", ["bank", "layer"])
+def test_a_layer_of_dead_channels_is_reported(text_pool):
+    network = tiny.conv_network(tiny.Kill(slice(None), 0.5))
+    config = replace(tiny.CONFIG, text_pool=text_pool)
+    scores = psi_fast.score(network, "3", tiny.image_set(), encoder=tiny.TinyEncoder(), config=config, device="cpu")
+    assert scores.table["flags"].tolist() == [["dead"]] * 6
+    assert scores.table["psi"].isna().all()
+
+
 @pytest.mark.parametrize("layer", ["2", "3"])
 def test_a_channel_of_one_value_per_image_that_differs_between_images_is_alive(layer):
     network = tiny.conv_network(nn.AdaptiveAvgPool2d(1))
