@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from psi_fast_kernels._backend import BACKENDS, select_backend
+from psi_fast_kernels import _backend
+from psi_fast_kernels._backend import BACKENDS, BackendError, missing_for, select_backend
 from psi_fast_kernels._tiling import draws_per_chunk, rows_per_chunk
 from psi_fast_kernels.cluster import cluster
 from psi_fast_kernels.permutation_null import permutation_null
@@ -32,15 +33,54 @@ OPS = {
 }
 
 
-def test_auto_stands_for_an_implementation():
-    assert select_backend("auto") in set(BACKENDS) - {"auto"}
-    assert select_backend("torch") == "torch"
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+EVERY = tuple(name for name in BACKENDS if name != "auto")
+
+
+def lacking(*names):
+    return lambda name, device: f"no {name}" if name in names else None
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "offers", "absent", "chosen"),
+    [
+        ("auto", CPU, EVERY, (), "numba"),
+        ("auto", CPU, EVERY, ("numba",), "torch"),
+        ("auto", CPU, ("torch", "triton"), (), "torch"),  # an interpreted kernel is for tests
+        ("auto", CUDA, EVERY, ("numba",), "triton"),
+        ("auto", CUDA, EVERY, ("triton", "cuml"), "torch"),
+        ("auto", torch.device("mps"), EVERY, (), "torch"),
+        ("torch", CUDA, EVERY, (), "torch"),
+        ("cuml", CUDA, EVERY, (), "cuml"),
+    ],
+)
+def test_choice_of_an_implementation(name, device, offers, absent, chosen):
+    assert select_backend(name, device, offers=offers, missing=lacking(*absent)) == chosen
+
+
+def test_an_explicit_backend_runs_or_raises(monkeypatch):
+    with pytest.raises(BackendError, match="'cuml' cannot run here: no cuml; 'auto' takes"):
+        select_backend("cuml", CUDA, offers=EVERY, missing=lacking("cuml"))
+    with pytest.raises(ValueError, match="no 'cuml' backend; it has auto, torch, numba"):
+        select_backend("cuml", CUDA, offers=("torch", "numba"), missing=lacking())
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(BackendError, match=r"needs a CUDA device .*the data are on cpu"):
+        select_backend("triton", CPU, offers=EVERY)
+    with pytest.raises(BackendError, match="runs on a CPU, and the data are on cuda"):
+        select_backend("numba", CUDA, offers=EVERY)
+
+
+def test_what_is_missing_names_the_packages(monkeypatch):
+    monkeypatch.setattr(_backend, "find_spec", lambda package: None)
+    assert missing_for("cuml", CUDA) == "it needs the package cuml and cupy, which are not installed"
+    assert missing_for("triton", CUDA) == "it needs the package triton, which is not installed"
+    assert missing_for("torch", CPU) is None
 
 
 @pytest.mark.parametrize("name", ["triton-x", "", "Torch"])
 def test_unknown_backend_lists_what_there_is(name):
     with pytest.raises(ValueError, match=r"auto, .*torch"):
-        select_backend(name)
+        select_backend(name, CPU, offers=EVERY)
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
-from psi_fast_kernels._backend import select_backend
-from psi_fast_kernels.cluster import reference
+from psi_fast_kernels._backend import implementation
 from psi_fast_kernels.cluster.reference import Clustering
+
+OFFERS = ("torch",)
 
 
 def cluster(
@@ -48,5 +49,5 @@ def cluster(
         raise ValueError(
             f"channel and draw must be [{gram.shape[0]}], got {tuple(channel.shape)} and {tuple(draw.shape)}"
         )
-    select_backend(backend)
-    return reference.cluster(gram, k_max=k_max, n_init=n_init, seed=seed, stream=stream, channel=channel, draw=draw)
+    module = implementation(__package__, backend, gram.device, offers=OFFERS)
+    return module.cluster(gram, k_max=k_max, n_init=n_init, seed=seed, stream=stream, channel=channel, draw=draw)

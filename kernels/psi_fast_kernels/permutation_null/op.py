@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from psi_fast_kernels._backend import select_backend
-from psi_fast_kernels.permutation_null import reference
+from psi_fast_kernels._backend import implementation
+
+OFFERS = ("torch",)
 
 
 def permutation_null(
@@ -31,5 +32,5 @@ def permutation_null(
         raise ValueError(f"clusters and labels must be int64, got {clusters.dtype} and {labels.dtype}")
     if channel.shape != clusters.shape[:1]:
         raise ValueError(f"channel must be [{clusters.shape[0]}], got {tuple(channel.shape)}")
-    select_backend(backend)
-    return reference.permutation_null(clusters, labels, draws=draws, seed=seed, channel=channel)
+    module = implementation(__package__, backend, clusters.device, offers=OFFERS)
+    return module.permutation_null(clusters, labels, draws=draws, seed=seed, channel=channel)

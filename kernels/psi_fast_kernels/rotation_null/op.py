@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from psi_fast_kernels._backend import select_backend
+from psi_fast_kernels._backend import implementation
 from psi_fast_kernels.rotation_null import reference
 from psi_fast_kernels.rotation_null.reference import Pool, Tangent
 
+OFFERS = ("torch",)
 ROTATIONS = ("unimodal", "radial", "tangent", "gaussian")
 
 
@@ -75,8 +76,8 @@ def rotation_null(
         raise ValueError(f"the pool has {pool.mix.shape[1]} samples, the channels {tangent.angles.shape[1]}")
     if channel.shape != tangent.angles.shape[:1]:
         raise ValueError(f"channel must be [{len(tangent.angles)}], got {tuple(channel.shape)}")
-    select_backend(backend)
-    return reference.rotation_null(
+    module = implementation(__package__, backend, tangent.angles.device, offers=OFFERS)
+    return module.rotation_null(
         tangent, pool, rotation=rotation, k_max=k_max, n_init=n_init, seed=seed, channel=channel
     )
 
@@ -94,7 +95,7 @@ def sphere_null(
     backend: str = "auto",
 ) -> Tensor:
     """Silhouettes of samples uniform on the sphere, [B]: every embedding turned by its own rotation, so no channel matters."""
-    select_backend(backend)
-    return reference.sphere_null(
+    module = implementation(__package__, backend, torch.device(device), offers=OFFERS)
+    return module.sphere_null(
         samples, width, draws=draws, k_max=k_max, n_init=n_init, seed=seed, dtype=dtype, device=torch.device(device)
     )

@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
-from psi_fast_kernels._backend import select_backend
-from psi_fast_kernels.text_null import reference
+from psi_fast_kernels._backend import implementation
+
+OFFERS = ("torch",)
 
 
 def text_shuffle_null(
@@ -34,10 +35,8 @@ def text_shuffle_null(
         As in `psi_fast_kernels.permutation_null.permutation_null`.
     """
     _check(prototypes, k, text, channel)
-    select_backend(backend)
-    return reference.text_shuffle_null(
-        prototypes, k, text, kind=kind, pool=pool, draws=draws, seed=seed, channel=channel
-    )
+    module = implementation(__package__, backend, text.device, offers=OFFERS)
+    return module.text_shuffle_null(prototypes, k, text, kind=kind, pool=pool, draws=draws, seed=seed, channel=channel)
 
 
 def text_rotation_null(
@@ -48,8 +47,8 @@ def text_rotation_null(
     The rotations are shared by all channels; arguments as in `text_shuffle_null`.
     """
     _check(prototypes, k, text, k)
-    select_backend(backend)
-    return reference.text_rotation_null(prototypes, k, text, kind=kind, draws=draws, seed=seed)
+    module = implementation(__package__, backend, text.device, offers=OFFERS)
+    return module.text_rotation_null(prototypes, k, text, kind=kind, draws=draws, seed=seed)
 
 
 def _check(prototypes: Tensor, k: Tensor, text: Tensor, channel: Tensor) -> None:
