@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from psi_fast_kernels._streams import Stream
-from psi_fast_kernels.philox import integers, normal, permutation, philox4x32, uint32, uniform
+from psi_fast_kernels.philox import cost, integers, normal, permutation, philox4x32, uint32, uniform
 
 # Random123's kat_vectors for philox4x32-10: counter, key, output
 KNOWN_ANSWERS = [
@@ -118,3 +118,37 @@ def test_integers_are_uniform(below):
     assert int(drawn.max()) < below
     if below > 1:
         assert stats.chisquare(torch.bincount(drawn, minlength=below).numpy()).pvalue > 0.01
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"seed": -1}, r"seed must lie in \[0, 2\*\*64\), got -1"),
+        ({"seed": 2**64}, "seed must lie in"),
+        ({"stream": 2**32}, r"stream must lie in \[0, 2\*\*32\), got 4294967296"),
+        ({"count": -1}, "count must be at least 0, got -1"),
+        ({"draw": torch.zeros(1)}, "int64 on one device, got torch.int64 on cpu and torch.float32 on cpu"),
+        ({"channel": torch.zeros(1, dtype=torch.int32)}, "int64 on one device"),
+        ({"backend": "numba"}, "no 'numba' backend"),
+    ],
+)
+def test_arguments_out_of_range_are_named(change, text):
+    arguments = {"seed": 0, "stream": 1, "channel": one(0), "draw": one(0), "count": 4, **change}
+    for function in (uint32, uniform, normal, permutation):
+        with pytest.raises(ValueError, match=text):
+            function(**arguments)
+    with pytest.raises(ValueError, match=text):
+        integers(**arguments, below=3)
+
+
+@pytest.mark.parametrize("below", [0, 2**31 + 1])
+def test_integers_below_nothing_or_too_much_are_refused(below):
+    with pytest.raises(ValueError, match=rf"below must lie in 1\.\.2\*\*31, got {below}"):
+        integers(0, 1, one(0), one(0), 4, below)
+
+
+def test_cost_of_one_block_and_of_many():
+    assert cost.operations("uint32", 1, 4) == cost.operations("uint32", 1, 1) == 100
+    assert cost.operations("uniform", 3, 8) == 3 * (200 + 16)
+    assert cost.operations("permutation", 2, 100) == 2 * (2500 + 60_000)
+    assert cost.bytes_moved(5, 100) == 5 * 816
