@@ -63,8 +63,8 @@ class PSIConfig:
     # Machine
     batch_size: int = 32
     """Images or crops per step; changes speed and memory, never the result on a CPU."""
-    backend: Literal["auto", "torch"] = "auto"
-    """Implementation of the numerics."""
+    backend: Literal["auto", "triton", "numba", "torch", "cuml"] = "auto"
+    """Implementation of the numerics; 'auto' takes the fastest that runs on the device."""
 
     def __post_init__(self) -> None:
         if isinstance(self.band, list):  # TOML and JSON bring lists

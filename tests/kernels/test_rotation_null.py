@@ -12,6 +12,7 @@ from psi_fast_kernels.rotation_null import (
     rotation_null,
     rotation_pool,
     sphere_null,
+    tangent,
     tangent_space,
 )
 
@@ -62,7 +63,8 @@ def drawn_vectors(x: np.ndarray, rotation: str, draws: int = 6) -> tuple[np.ndar
 def test_tangent_space_equals_the_replica(samples, width, kind):
     x = cloud(samples, width) if kind == "cloud" else np.stack([planted(samples, width, seed) for seed in range(3)])
     found = tangent_space(gram_of(x), width)
-    for rows, spread, angles, flat, peaked in zip(x, *found, strict=True):
+    for rows, spread, angles, weights in zip(x, *found, strict=True):
+        flat, peaked = weights.chunk(2)
         _, t = replicas.log_map(rows)
         u, s, _ = np.linalg.svd(t, full_matrices=False)
         expected = np.zeros(samples - 1)
@@ -88,7 +90,7 @@ def test_tangent_space_of_an_exact_cone():
 def test_tangent_space_of_points_around_a_right_angle(offset):
     """Centred embeddings lie about a right angle from their mean, where the mean converges slowly: the steps are counted."""
     x = replicas.gaussian_cloud(60, 40, np.random.default_rng(0), offset=offset)
-    _, t = replicas.log_map(x, steps=reference.MEAN_STEPS)
+    _, t = replicas.log_map(x, steps=tangent.MEAN_STEPS)
     found = tangent_space(gram_of(x[None]), 40)
     np.testing.assert_allclose(found.angles[0], np.sort(np.linalg.norm(t, axis=1)), atol=1e-7)
     np.testing.assert_allclose(found.spread[0, :40], np.linalg.svd(t - t.mean(0), compute_uv=False), atol=1e-6)
@@ -97,7 +99,7 @@ def test_tangent_space_of_points_around_a_right_angle(offset):
 def test_tangent_space_in_float32_is_that_of_float64():
     x = cloud(40, 64)
     exact, single = tangent_space(gram_of(x), 64), tangent_space(gram_of(x.astype(np.float32)), 64)
-    for a, b, tolerance in zip(exact, single, (2e-3, 1e-4, 1e-2, 1e-2), strict=True):
+    for a, b, tolerance in zip(exact, single, (2e-3, 1e-4, 1e-2), strict=True):
         assert b.dtype == torch.float32
         np.testing.assert_allclose(a, b, atol=tolerance)
 
@@ -136,10 +138,10 @@ def test_radial_keeps_the_directions_of_the_tangent_draw_and_the_rank_of_its_ang
 
 @pytest.mark.parametrize(("samples", "width"), SHAPES)
 def test_unimodal_turns_the_leading_axes_to_q_m(samples, width):
-    tangent = tangent_space(gram_of(cloud(samples, width)), width)
+    space = tangent_space(gram_of(cloud(samples, width)), width)
     pool = pool_of(samples, width, "unimodal")
     c, b = torch.tensor([0, 1, 2, 0]), torch.tensor([0, 1, 2, 5])
-    q_m = reference._flat_columns(tangent, pool, c, b)
+    q_m = reference._flat_columns(space, pool, c, b)
     turned = reference._turn_leading_axes(pool.mix[b], q_m)
     m = q_m.shape[-1]
     assert m == min(8, min(samples - 1, width) // 2)
@@ -154,10 +156,11 @@ def test_flat_columns_carry_the_kurtosis_they_are_asked_for(flat):
     """kappa = 3 - 1.2 a^4 of the mixture; orthonormalising 200 samples moves it little."""
     samples, draws = 200, range(80)
     pool = pool_of(samples, 64, "unimodal", draws)
-    weights = torch.full((1, 8), flat, dtype=torch.float64)
-    tangent = tangent_space(gram_of(cloud(samples, 8, 1)), 64)._replace(flat=weights, peaked=(1 - weights**2).sqrt())
+    flat_part = torch.full((1, 8), flat, dtype=torch.float64)
+    weights = torch.cat((flat_part, (1 - flat_part**2).sqrt()), dim=1)
+    space = tangent_space(gram_of(cloud(samples, 8, 1)), 64)._replace(weights=weights)
     c, b = torch.zeros(80, dtype=torch.int64), torch.arange(80)
-    columns = reference._flat_columns(tangent, pool, c, b)
+    columns = reference._flat_columns(space, pool, c, b)
     kurtosis = samples * columns.pow(4).sum(1)
     error = float(kurtosis.std()) / kurtosis.numel() ** 0.5
     assert abs(float(kurtosis.mean()) - (3 - 1.2 * flat**4)) < 4 * error + 6 / samples

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from psi_fast_kernels._backend import implementation
-from psi_fast_kernels.rotation_null import reference
-from psi_fast_kernels.rotation_null.reference import Pool, Tangent
+from psi_fast_kernels.rotation_null import pool as pools
+from psi_fast_kernels.rotation_null.pool import Pool
+from psi_fast_kernels.rotation_null.tangent import Tangent
 
-OFFERS = ("torch",)
+OFFERS = ("numba", "torch")
 ROTATIONS = ("unimodal", "radial", "tangent", "gaussian")
 
 
@@ -36,7 +37,7 @@ def rotation_pool(
         raise ValueError(f"at least 4 samples are needed, got {samples}")
     if rotation not in ROTATIONS:
         raise ValueError(f"unknown rotation {rotation!r}; there are {', '.join(ROTATIONS)}")
-    return reference.rotation_pool(
+    return pools.rotation_pool(
         samples, width, rotation=rotation, draws=draws, seed=seed, dtype=dtype, device=torch.device(device)
     )
 
@@ -64,7 +65,7 @@ def rotation_null(
         As in `psi_fast_kernels.cluster.cluster`.
     channel : [C] int64
         Channel ids, which the random starts depend on.
-    backend : {"auto", "torch"}
+    backend : {"auto", "numba", "torch"}
 
     References
     ----------
@@ -79,23 +80,4 @@ def rotation_null(
     module = implementation(__package__, backend, tangent.angles.device, offers=OFFERS)
     return module.rotation_null(
         tangent, pool, rotation=rotation, k_max=k_max, n_init=n_init, seed=seed, channel=channel
-    )
-
-
-def sphere_null(
-    samples: int,
-    width: int,
-    *,
-    draws: range,
-    k_max: int,
-    n_init: int,
-    seed: int,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    backend: str = "auto",
-) -> Tensor:
-    """Silhouettes of samples uniform on the sphere, [B]: every embedding turned by its own rotation, so no channel matters."""
-    module = implementation(__package__, backend, torch.device(device), offers=OFFERS)
-    return module.sphere_null(
-        samples, width, draws=draws, k_max=k_max, n_init=n_init, seed=seed, dtype=dtype, device=torch.device(device)
     )

@@ -1,0 +1,49 @@
+"""Loops that Numba compiles for the CPU, and the threads they run on."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numba
+import torch
+
+PARTS = 4  # per thread, so that a slow part does not hold the others up
+
+
+def compiled(function: Callable) -> Any:
+    """`function` compiled at its first call: free of Python's lock, kept on disk, sums in any (but always the same) order.
+
+    The machine code is kept under a name made from all compiled sources, because Numba checks one file only and would
+    not notice a change in a function that is called from another file.
+    """
+    given = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = given or str(_cache_folder())
+    try:
+        return numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "arcp", "nsz"})(function)
+    finally:
+        numba.config.CACHE_DIR = given
+
+
+def over_threads(work: Callable[[slice], None], total: int) -> None:
+    """Call `work` on slices that cover 0..total on as many threads as torch uses; each writes its own part of the result."""
+    threads = torch.get_num_threads()
+    step = max(1, -(-total // (threads * PARTS)))
+    slices = [slice(start, min(start + step, total)) for start in range(0, total, step)]
+    if threads == 1 or len(slices) == 1:
+        for part in slices:
+            work(part)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(work, slices):
+            pass
+
+
+def _cache_folder() -> Path:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("numba_impl.py")):
+        digest.update(path.read_bytes())
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "psi_fast_kernels" / digest.hexdigest()[:16]

@@ -1,0 +1,229 @@
+"""The S nulls compiled for the CPU: a draw goes from the pool's rotation to its silhouette without leaving the cache.
+
+The formulas are those of `reference`; the m x m matrices of a draw come from the pool's products, so that no draw
+multiplies K rows by K columns more than once, for its Gram matrix.
+"""
+
+import numpy as np
+from torch import Tensor
+from torch.nn.functional import pad
+
+from psi_fast_kernels._compiled import compiled, over_threads
+from psi_fast_kernels._streams import Stream
+from psi_fast_kernels._tiling import padded
+from psi_fast_kernels.cluster.numba_impl import best_clustering, workspace
+from psi_fast_kernels.rotation_null.pool import Pool
+from psi_fast_kernels.rotation_null.tangent import FLAT_AXES, Tangent
+
+ROOT_STEPS = 60  # of Newton and Schulz; each brings the smallest eigenvalue's root up by 3/2 until it is near 1
+ROOT_TOLERANCE = 1e-13
+
+
+def rotation_null(
+    tangent: Tangent, pool: Pool, *, rotation: str, k_max: int, n_init: int, seed: int, channel: Tensor
+) -> Tensor:
+    """See `psi_fast_kernels.rotation_null.op.rotation_null`."""
+    channels, samples = tangent.angles.shape
+    result = tangent.angles.new_empty(channels, len(pool.draw))
+    line = padded(samples)
+    # axes up to whole cache lines: a dot product of rows has no remainder
+    spread = pad(tangent.spread, (0, line - samples + 1)).numpy()
+    angles, weights = tangent.angles.contiguous().numpy(), tangent.weights.contiguous().numpy()
+    pools = [part.contiguous().numpy() for part in pool]
+    ids, out = channel.numpy(), result.numpy()
+    keep_angles = rotation in ("unimodal", "radial")
+    flat = tangent.weights.shape[1] // 2 if rotation == "unimodal" else 0
+    key = (seed & 0xFFFFFFFF, seed >> 32, int(Stream.NULL_STARTS))
+
+    def work(part: slice) -> None:
+        _null_each(
+            spread, angles, weights, *pools, ids, out, part.start, part.stop, keep_angles, flat, k_max, n_init, *key
+        )
+
+    over_threads(work, result.numel())
+    return result
+
+
+@compiled
+def _null_each(
+    spread, angles, weights, draw, mix, columns, projected, inner, channel, out, first, last, keep_angles, flat, k_max,
+    n_init, key0, key1, stream,
+):  # fmt: skip
+    """Silhouettes of the pairs first..last of (channel, draw), channel by channel, into `out` [C, B]."""
+    draws, samples, axes = mix.shape
+    points = np.zeros((samples + -samples % 4, spread.shape[1]), mix.dtype)
+    turn, leading = np.zeros((FLAT_AXES, spread.shape[1]), mix.dtype), np.zeros((FLAT_AXES, samples), mix.dtype)
+    gram = np.empty((samples, samples), mix.dtype)
+    labels = np.empty(samples, np.int32)
+    length, rank = np.empty(samples, mix.dtype), np.empty(samples, np.int32)
+    space = workspace(gram, k_max, n_init)
+    for pair in range(first, last):
+        c, b = pair // draws, pair % draws
+        if flat:
+            _leading_axes(weights[c], mix[b], columns[b], projected[b], inner[b], turn, leading)
+        _mix(mix[b], spread[c], turn, leading, points, length)
+        if keep_angles:
+            _ranks(length, rank)
+        for i in range(samples):
+            theta = angles[c, rank[i]] if keep_angles else length[i]
+            scale = mix.dtype.type(np.sin(theta) / max(length[i], 1e-12))
+            row = points[i]
+            for a in range(axes):
+                row[a] *= scale
+            row[axes] = np.cos(theta)
+        _gram(points, gram)
+        out[c, b], _ = best_clustering(gram, labels, k_max, n_init, key0, key1, stream, channel[c], draw[b], space)
+
+
+@compiled
+def _leading_axes(weights, mix, columns, projected, inner, turn, leading):
+    """The update Q H = Q - leading^T turn that gives the first m columns their flatness: turn [m, r], leading [m, K].
+
+    turn = (E - V)^T and leading = A^(-T) (Q_E - Q_m)^T, with A = I - V^T E; see `reference`.
+    """
+    flat = len(weights) // 2
+    w = weights.astype(np.float64)
+    square = np.empty((flat, flat))
+    for i in range(flat):
+        for j in range(flat):
+            square[i, j] = (
+                w[i] * w[j] * inner[i, j] + w[i] * w[flat + j] * inner[i, flat + j]
+                + w[flat + i] * w[j] * inner[flat + i, j] + w[flat + i] * w[flat + j] * inner[flat + i, flat + j]
+            )  # fmt: skip
+    root = _inverse_root(square)
+    for j in range(flat):
+        row = turn[j]
+        row[:] = 0
+        for i in range(flat):
+            a, b = row.dtype.type(root[i, j] * w[i]), row.dtype.type(root[i, j] * w[flat + i])
+            first, second = projected[i], projected[flat + i]
+            for axis in range(len(first)):
+                row[axis] -= a * first[axis] + b * second[axis]
+        row[j] += 1
+    small = np.empty((flat, flat))  # A: V^T E = E - turn restricted to the first m axes
+    for i in range(flat):
+        for j in range(flat):
+            small[i, j] = turn[i, j]
+    inverse = _inverse(small)
+    both = _product(root, inverse)
+    for j in range(flat):
+        row = leading[j]
+        row[:] = 0
+        for i in range(flat):
+            q = row.dtype.type(inverse[i, j])
+            a, b = row.dtype.type(both[i, j] * w[i]), row.dtype.type(both[i, j] * w[flat + i])
+            first, second = columns[i], columns[flat + i]
+            for sample in range(len(row)):
+                row[sample] += q * mix[sample, i] - a * first[sample] - b * second[sample]
+
+
+@compiled
+def _mix(mix, spread, turn, leading, points, length):
+    """Rows F = (Q - leading^T turn) Lam^(1/2) into `points`, and their lengths."""
+    samples, axes = mix.shape
+    t0, t1, t2, t3, t4, t5, t6, t7 = turn
+    for i in range(samples):
+        p0, p1, p2, p3 = leading[0, i], leading[1, i], leading[2, i], leading[3, i]
+        p4, p5, p6, p7 = leading[4, i], leading[5, i], leading[6, i], leading[7, i]
+        row, own = points[i], mix[i]
+        square = 0.0
+        for a in range(axes):
+            value = own[a] - p0 * t0[a] - p1 * t1[a] - p2 * t2[a] - p3 * t3[a]
+            value = (value - p4 * t4[a] - p5 * t5[a] - p6 * t6[a] - p7 * t7[a]) * spread[a]
+            row[a] = value
+            square += value * value
+        length[i] = np.sqrt(square)
+
+
+@compiled
+def _ranks(values, rank):
+    """Place of each value in ascending order, equal ones in the order they stand."""
+    rank[:] = 0
+    for i in range(len(values)):
+        value = values[i]
+        before, behind = values[:i], values[i + 1 :]
+        for j in range(len(before)):
+            rank[j] += value < before[j]
+        after = rank[i + 1 :]
+        for j in range(len(behind)):
+            after[j] += value <= behind[j]
+
+
+@compiled
+def _gram(points, gram):
+    """Products of the rows of `points` [K up to a multiple of 4, r up to a cache line] into `gram` [K, K]."""
+    samples = len(gram)
+    zero = points.dtype.type(0)
+    for i in range(0, samples, 4):
+        x0, x1, x2, x3 = points[i], points[i + 1], points[i + 2], points[i + 3]
+        for j in range(i, samples, 2):
+            y0, y1 = points[j], points[j + 1]
+            s00 = s01 = s10 = s11 = s20 = s21 = s30 = s31 = zero
+            for a in range(points.shape[1]):
+                s00 += x0[a] * y0[a]
+                s01 += x0[a] * y1[a]
+                s10 += x1[a] * y0[a]
+                s11 += x1[a] * y1[a]
+                s20 += x2[a] * y0[a]
+                s21 += x2[a] * y1[a]
+                s30 += x3[a] * y0[a]
+                s31 += x3[a] * y1[a]
+            tile = ((s00, s01), (s10, s11), (s20, s21), (s30, s31))
+            for p in range(min(4, samples - i)):
+                for q in range(min(2, samples - j)):
+                    gram[i + p, j + q] = tile[p][q]
+    for i in range(samples):
+        row = gram[i]
+        for j in range(i):
+            row[j] = gram[j, i]
+
+
+@compiled
+def _inverse_root(matrix):
+    """M^(-1/2) of a symmetric positive definite matrix, by the coupled iteration of Newton and Schulz."""
+    size = len(matrix)
+    scale, largest = 0.0, 0.0
+    for i in range(size):
+        scale += matrix[i, i] / size
+        largest = max(largest, np.abs(matrix[i]).sum())
+    scale = max(scale, largest / 2.5)  # the iteration needs eigenvalues below 3
+    y, z = matrix / scale, np.eye(size)
+    for _ in range(ROOT_STEPS):
+        t = _product(z, y)
+        error = 0.0
+        for i in range(size):
+            for j in range(size):
+                t[i, j] = (3.0 * (i == j) - t[i, j]) / 2
+                error = max(error, abs(t[i, j] - (i == j)))
+        y, z = _product(y, t), _product(t, z)
+        if error < ROOT_TOLERANCE:
+            break
+    return z / np.sqrt(scale)
+
+
+@compiled
+def _inverse(matrix):
+    """Inverse by Gauss and Jordan without exchanges: the symmetric part of A = I - V^T E is positive definite."""
+    size = len(matrix)
+    left, right = matrix.copy(), np.eye(size)
+    for p in range(size):
+        pivot = 1 / left[p, p]
+        left[p] *= pivot
+        right[p] *= pivot
+        for i in range(size):
+            if i != p:
+                factor = left[i, p]
+                left[i] -= factor * left[p]
+                right[i] -= factor * right[p]
+    return right
+
+
+@compiled
+def _product(left, right):
+    size = len(left)
+    result = np.zeros((size, size))
+    for i in range(size):
+        for j in range(size):
+            for k in range(size):
+                result[i, k] += left[i, j] * right[j, k]
+    return result

@@ -1,0 +1,47 @@
+"""The random numbers of the draws, which all channels share."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from psi_fast_kernels._streams import Stream
+from psi_fast_kernels.philox import normal, uniform
+from psi_fast_kernels.rotation_null.tangent import flat_axes, orthogonal_to_ones
+
+
+class Pool(NamedTuple):
+    """B draws; K samples, r = K - 1 axes, m flat axes.
+
+    draw : [B] int64 indices of the draws
+    mix : [B, K, r] orthonormal columns orthogonal to 1, or normal numbers of variance 1 / (K - 1) for `gaussian`
+    columns : [B, 2m, K] m rows of uniform, then m of normal numbers, of variance 1 and each less its mean
+    projected : [B, 2m, r] their products with `mix`
+    inner : [B, 2m, 2m] their products with each other
+    """
+
+    draw: Tensor
+    mix: Tensor
+    columns: Tensor
+    projected: Tensor
+    inner: Tensor
+
+
+def rotation_pool(
+    samples: int, width: int, *, rotation: str, draws: range, seed: int, dtype: torch.dtype, device: torch.device
+) -> Pool:
+    """See `psi_fast_kernels.rotation_null.op.rotation_pool`; drawn in float64."""
+    draw = torch.arange(draws.start, draws.stop, device=device)
+    none = torch.zeros_like(draw)
+    axes, flat = samples - 1, flat_axes(samples, width)
+    if rotation == "gaussian":
+        mix = normal(seed, Stream.ROTATION, none, draw, samples * axes).unflatten(-1, (samples, axes)) / axes**0.5
+    else:
+        q, r = torch.linalg.qr(normal(seed, Stream.ROTATION, none, draw, axes * axes).unflatten(-1, (axes, axes)))
+        mix = orthogonal_to_ones(samples, q) @ (q * r.diagonal(dim1=1, dim2=2).sign()[:, None])  # signs make it Haar
+    uniforms = (2 * uniform(seed, Stream.FLAT_AXES_UNIFORM, none, draw, samples * flat) - 1) * 3**0.5
+    normals = normal(seed, Stream.FLAT_AXES_NORMAL, none, draw, samples * flat)
+    columns = torch.cat([part.unflatten(-1, (samples, flat)) for part in (uniforms, normals)], dim=-1).mT
+    columns = columns - columns.mean(-1, keepdim=True)
+    parts = (mix, columns, columns @ mix, columns @ columns.mT)
+    return Pool(draw, *(part.to(dtype).contiguous() for part in parts))

@@ -1,0 +1,74 @@
+"""The data as the null draws need them: the tangent space at the mean direction, from the Gram matrix alone."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FLAT_AXES = 8
+MEAN_STEPS = 8
+
+
+class Tangent(NamedTuple):
+    """The data of C channels; K samples, r = K - 1 axes, m flat axes.
+
+    spread : [C, r] square roots of the tangent Gram's eigenvalues, descending
+    angles : [C, K] angles to the mean direction, ascending, in radians
+    weights : [C, 2m] weights a_j of the uniform and b_j of the normal part of the leading axes
+    """
+
+    spread: Tensor
+    angles: Tensor
+    weights: Tensor
+
+    def rows(self, which: slice) -> "Tangent":
+        """The channels `which`."""
+        return Tangent(*(part[which] for part in self))
+
+
+def tangent_space(gram: Tensor, width: int) -> Tangent:
+    """Log map of the embeddings at their mean direction, from their Gram matrix [C, K, K] alone; computed in float64."""
+    g = gram.double()
+    samples = g.shape[1]
+    ones = torch.ones_like(g[:, :, :1])
+    weights = ones / (ones.mT @ g @ ones).clamp(min=1e-24).sqrt()  # mean direction = X^T weights
+    for _ in range(MEAN_STEPS):
+        _, _, weights_to = _log_map(g, weights)
+        step = (weights_to.mT @ g @ weights_to).clamp(min=0).sqrt()
+        weights = torch.cos(step) * weights + torch.sinc(step / torch.pi) * weights_to
+        weights = weights / (weights.mT @ g @ weights).clamp(min=1e-24).sqrt()
+    cosine, scale, _ = _log_map(g, weights)
+    tangent_gram = scale * (g - cosine * cosine.mT) * scale.mT
+    basis = orthogonal_to_ones(samples, g)
+    values, vectors = torch.linalg.eigh(basis.T @ tangent_gram @ basis)
+    leading = basis @ vectors.flip(-1)[:, :, : flat_axes(samples, width)]
+    kurtosis = (samples * leading.pow(4).sum(1)).clamp(1.8, 3.0)
+    flat = ((3 - kurtosis) / 1.2) ** 0.25
+    return Tangent(
+        spread=values.flip(-1).clamp(min=0).sqrt().to(gram.dtype),
+        angles=tangent_gram.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt().sort(-1).values.to(gram.dtype),
+        weights=torch.cat((flat, (1 - flat.square()).sqrt()), dim=-1).to(gram.dtype),
+    )
+
+
+def orthogonal_to_ones(samples: int, like: Tensor) -> Tensor:
+    """Orthonormal basis [K, K - 1] of the vectors orthogonal to 1: columns 2.. of a Householder reflection."""
+    u = torch.full((samples,), samples**-0.5, dtype=like.dtype, device=like.device)
+    u[0] -= 1
+    u /= u.norm()
+    return (torch.eye(samples, dtype=like.dtype, device=like.device) - 2 * torch.outer(u, u))[:, 1:]
+
+
+def flat_axes(samples: int, width: int) -> int:
+    """How many leading axes keep their flatness (m)."""
+    return min(FLAT_AXES, min(samples - 1, width) // 2)
+
+
+def _log_map(gram: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """At the mean direction X^T weights: cosines to it, theta / sin theta, the mean tangent vector's weights, each [C, K, 1]."""
+    cosine = (gram @ weights).clamp(-1, 1)
+    theta = torch.arccos(cosine)
+    scale = theta / torch.sin(theta).clamp(min=1e-12)
+    scale = torch.where(theta < 1e-6, 1.0, scale)
+    toward = (scale - (scale * cosine).sum(1, keepdim=True) * weights) / gram.shape[1]
+    return cosine, scale, toward
