@@ -17,7 +17,7 @@ from psi_fast.progress import Progress
 from psi_fast.results import TopPatches
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels.philox import uint32
-from psi_fast_kernels.topk_merge import Maxima, TopK, empty_top_k, spatial_maxima, topk_merge
+from psi_fast_kernels.topk_merge import Extremes, TopK, empty_top_k, topk_merge
 
 
 def mine(
@@ -36,10 +36,11 @@ def mine(
     """
     per_image = 1 if config.band else min(config.per_image, tap.positions)
     batch_size = whole_slices(config.batch_size)
-    keep = config.top_k if config.band is None else len(images)
-    held: list[Maxima] = []
-    top: TopK | None = None
-    low, high = np.full(len(channels), np.inf), np.full(len(channels), -np.inf)
+    top = empty_top_k(len(channels), 0 if config.band else config.top_k, tap.device)
+    held: list[Extremes] = []
+    low = torch.full((len(channels),), torch.inf, device=tap.device)
+    high = -low
+    asked = None if np.array_equal(channels, np.arange(tap.channels)) else torch.as_tensor(channels, device=tap.device)
     sizes = np.empty((len(images), 2), dtype=np.int64)
 
     def load(index: int) -> torch.Tensor:
@@ -55,35 +56,29 @@ def mine(
         progress.bar("mining", len(images), "img") as bar,
     ):
         for batch in batches(loaded, batch_size):
-            activations = tap(torch.stack(batch))[:, channels]
-            maxima = spatial_maxima(activations, per_image)
-            minima = activations.amin(2)
-            # a maximum hides no inf and no nan, a minimum hides no -inf
-            _check_finite(maxima.values[..., 0].T, minima, images, first, channels)
-            top = empty_top_k(len(channels), keep, activations.device) if top is None else top
-            if config.band is None:
-                top = topk_merge(top, maxima, first)
-            else:  # all maxima are ranked at the end
-                held.append(maxima)
-            low = np.minimum(low, minima.amin(0).cpu().numpy())
-            high = np.maximum(high, maxima.values[..., 0].amax(1).cpu().numpy())
+            activations = tap(torch.stack(batch))
+            if asked is not None:
+                activations = activations[:, asked]
+            top, extremes = topk_merge(top, activations, first, per_image=per_image)
+            _check_finite(extremes, images, first, channels)
+            if config.band:  # all maxima are ranked at the end
+                held.append(extremes)
+            low = torch.minimum(low, extremes.minima.amin(0))
+            high = torch.maximum(high, extremes.maxima.amax(0))
             first += len(batch)
             bar.update(len(batch))
-    if top is None:
+    if first == 0:
         raise InputError("there are no images to mine: expected at least top_k of them")
-    if config.band is not None:
-        every = Maxima(*(torch.cat(part, 1) for part in zip(*held, strict=True)))
-        top = _draw_band(topk_merge(top, every, 0), channels, config)
+    if config.band:
+        top = _draw_band(held, channels, config)
     values, found, positions = (part.cpu().numpy() for part in top)
-    return TopPatches(
-        channels, values, found, positions, highest=high.astype(np.float32), dead=low == high, sizes=sizes
-    )
+    dead = (low == high).cpu().numpy()
+    return TopPatches(channels, values, found, positions, highest=high.cpu().numpy(), dead=dead, sizes=sizes)
 
 
-def _check_finite(
-    maxima: torch.Tensor, minima: torch.Tensor, images: ImageSet, first: int, channels: np.ndarray
-) -> None:
-    bad = torch.nonzero(~(torch.isfinite(maxima) & torch.isfinite(minima)))
+def _check_finite(extremes: Extremes, images: ImageSet, first: int, channels: np.ndarray) -> None:
+    # a maximum hides no inf and no nan, a minimum hides no -inf
+    bad = torch.nonzero(~(torch.isfinite(extremes.maxima) & torch.isfinite(extremes.minima)))
     if len(bad):
         image, channel = bad[0].tolist()
         raise InputError(
@@ -92,14 +87,16 @@ def _check_finite(
         )
 
 
-def _draw_band(top: TopK, channels: np.ndarray, config: PSIConfig) -> TopK:
-    """Of all patches, ranked, `top_k` drawn from the band's quantile range, still ranked; fewer when the range holds fewer."""
+def _draw_band(held: list[Extremes], channels: np.ndarray, config: PSIConfig) -> TopK:
+    """Of all images, ranked by maximum, `top_k` from the band's quantile range, still ranked; fewer when it holds fewer."""
     low, high = config.band or (0.0, 1.0)
-    total = top.values.shape[1]
+    maxima, places = (torch.cat([getattr(batch, name) for batch in held]).T for name in ("maxima", "positions"))
+    total = maxima.shape[1]
     # quantile q of the ascending order lies at descending rank (1 - q) * total
     inside = slice(math.floor(round((1 - high) * total, 6)), math.ceil(round((1 - low) * total, 6)))
-    band = TopK(*(part[:, inside] for part in top))
-    ids = torch.as_tensor(channels, device=top.values.device)
+    found = maxima.argsort(dim=1, descending=True, stable=True)[:, inside]
+    band = TopK(maxima.gather(1, found), found, places.gather(1, found))
+    ids = torch.as_tensor(channels, device=maxima.device)
     keys = uint32(config.seed, Stream.BAND, ids, torch.zeros_like(ids), band.values.shape[1])
     chosen = keys.argsort(dim=1, stable=True)[:, : config.top_k].sort(dim=1).values
     drawn = TopK(*(part.gather(1, chosen) for part in band))

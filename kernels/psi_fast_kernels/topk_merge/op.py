@@ -1,58 +1,57 @@
-"""spatial_maxima and topk_merge: the streaming top-K in the order value descending, image ascending, position ascending."""
-
-from typing import NamedTuple
+"""topk_merge: per image the spatial extremes of each channel, and their merge into the running top-K, in one pass."""
 
 import torch
 from torch import Tensor
 
+from psi_fast_kernels._backend import implementation
+from psi_fast_kernels.topk_merge.reference import Extremes, TopK
 
-class Maxima(NamedTuple):
-    """Per channel, image and rank: value [C, B, m] float32 descending in m, and flat position [C, B, m] int64."""
-
-    values: Tensor
-    positions: Tensor
-
-
-class TopK(NamedTuple):
-    """Running top-K per channel: values [C, K] float32 (-inf = empty place), images and positions [C, K] int64 (-1 = empty)."""
-
-    values: Tensor
-    images: Tensor
-    positions: Tensor
+OFFERS = ("triton", "torch")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def empty_top_k(channels: int, k: int, device: torch.device | str = "cpu") -> TopK:
-    """A top-K with all places empty; -inf, not 0, so that channels that are never positive rank as well."""
-    nothing = torch.full((channels, k), -1, dtype=torch.int64, device=device)
-    return TopK(torch.full((channels, k), -torch.inf, device=device), nothing, nothing.clone())
+def topk_merge(
+    top: TopK, activations: Tensor, first_image: int, *, per_image: int = 1, backend: str = "auto"
+) -> tuple[TopK, Extremes]:
+    """`top` with the largest activations of the images first_image, first_image + 1, ... merged in, and each image's extremes.
 
-
-def spatial_maxima(activations: Tensor, per_image: int = 1) -> Maxima:
-    """The largest `per_image` positions of each channel and image; equal values by ascending position.
+    Every backend gives the same bits: values are compared in float32, in the order value descending, image ascending,
+    position ascending, NaN above everything. A value of -inf takes no place, as empty places come before it.
 
     Parameters
     ----------
-    activations : [B, C, P] float32, finite
-    per_image : int, at most P
+    top : TopK
+        C channels, K >= 0 places, from `empty_top_k` or from an earlier merge of earlier images; it is left as it is.
+        With K = 0 only the extremes are found.
+    activations : [B, C, H, W] or [B, C, P], float32, bfloat16 or float16
+        Any strides; on `top`'s device. Positions are flat, row-major.
+    first_image : int >= 0
+        Index of the first image; batches arrive in ascending order.
+    per_image : int, 1..P
+        Positions of one image that compete for places.
+    backend : {"auto", "triton", "torch"}
+
+    Returns
+    -------
+    TopK
+        values [C, K] float32, images and positions [C, K] int64.
+    Extremes
+        maxima and minima [B, C] float32, positions of the maxima [B, C] int64. NaN shows in both, inf in one of them.
     """
-    if per_image == 1:
-        values, positions = activations.max(dim=2)  # torch gives the first of equal maxima
-        return Maxima(values.T[..., None], positions.T[..., None])
-    values, positions = activations.sort(dim=2, descending=True, stable=True)
-    return Maxima(values[..., :per_image].transpose(0, 1), positions[..., :per_image].transpose(0, 1))
-
-
-def topk_merge(top: TopK, maxima: Maxima, first_image: int) -> TopK:
-    """`top` with the maxima of the images first_image, first_image + 1, ... merged in.
-
-    Images must arrive in ascending order: the stable sort then keeps image and position ascending among equal values.
-    """
-    channels, images, rank = maxima.values.shape
-    index = torch.arange(first_image, first_image + images, device=maxima.values.device)
-    new = (maxima.values, index[:, None].expand(images, rank).expand(channels, -1, -1), maxima.positions)
-    values, others = (
-        torch.cat((top.values, new[0].flatten(1)), dim=1),
-        [torch.cat((old, fresh.flatten(1)), dim=1) for old, fresh in zip(top[1:], new[1:], strict=True)],
-    )
-    order = values.argsort(dim=1, descending=True, stable=True)[:, : top.values.shape[1]]
-    return TopK(values.gather(1, order), *(other.gather(1, order) for other in others))
+    if activations.ndim not in (3, 4) or activations.dtype not in DTYPES or not activations.numel():
+        raise ValueError(
+            "activations must be a float32, bfloat16 or float16 [B, C, H, W] or [B, C, P] with something in it, "
+            f"got {activations.dtype} {tuple(activations.shape)}"
+        )
+    activations = activations.flatten(2)
+    channels, positions = activations.shape[1:]
+    if top.values.ndim != 2 or len(top.values) != channels or top.values.device != activations.device:
+        raise ValueError(
+            f"top must be [{channels}, K] on {activations.device}, got {tuple(top.values.shape)} on {top.values.device}"
+        )
+    if not 1 <= per_image <= positions:
+        raise ValueError(f"per_image must lie in 1..P = {positions}, got {per_image}")
+    if first_image < 0:
+        raise ValueError(f"first_image must be at least 0, got {first_image}")
+    module = implementation(__package__, backend, activations.device, offers=OFFERS)
+    return module.topk_merge(top, activations, first_image, per_image=per_image)
