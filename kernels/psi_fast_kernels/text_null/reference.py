@@ -1,22 +1,27 @@
 """D and its nulls in plain torch. C channels, B draws, k clusters of d-wide unit prototypes mu_j, P concepts T_p.
 
-gap         D = mean_j [ mu_j . T_tj - mean_{l != j} mu_j . T_tl ] = sum_l h_l(t_l)
-            h_l(p) = A_lp / (k - 1) - sum_j A_jp / (k (k - 1)),   A = mu T^T
+gap         D = mean_j [ mu_j . T_tj - mean_{l != j} mu_j . T_tl ] = sum_l nu_l . T_tl
+            nu_l = mu_l / (k - 1) - sum_j mu_j / (k (k - 1))
 pairwise    D = mean over pairs j < l of 1 - T_tj . T_tl
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from psi_fast_kernels._batched import ordered_sum, products
+from psi_fast_kernels._chunks import in_chunks
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels._tiling import rows_per_chunk
-from psi_fast_kernels.philox import integers, normal
+from psi_fast_kernels.philox.reference import integers
+from psi_fast_kernels.text_null.frames import bytes_per_draw, frame_size, gram_root, turned_banks
+from psi_fast_kernels.text_null.nearest import ROWS, aligned, fits, largest, nearest_concepts
 
-ROUNDING = 1e-12  # of a variance of cosines: nothing varies
+DRAWS = 1024  # draws of a channel held at once
+CACHED = 2**17  # numbers searched at once, so that they stay in the cache
+BUDGET = 64 * 2**20  # bytes of a chunk
 
 
 class Concepts(NamedTuple):
@@ -26,12 +31,25 @@ class Concepts(NamedTuple):
     index: Tensor
 
 
-def distinctness(prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str) -> Concepts:
-    """D of each channel with every cluster's nearest concept; arguments as in `text_null.op.text_shuffle_null`."""
-    used = _used(prototypes, k)
-    chosen = _similarity(prototypes, text).argmax(-1)
-    value = _value(_affinity(prototypes, k, text, kind), chosen[:, None], k, text, kind)[:, 0]
-    return Concepts(value, torch.where(used, chosen, -1))
+def distinctness(prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str, search: str = "auto") -> Concepts:
+    """D of each channel with every cluster's nearest concept.
+
+    Arguments as in `text_null.op.text_shuffle_null`, `search` as in `text_null.nearest.nearest_concepts`.
+    """
+    used = used_clusters(prototypes, k)
+    index = nearest_concepts(torch.where(used[..., None], prototypes, 0), text, search=search)
+    value = torch.empty_like(prototypes[:, 0, 0])
+
+    def work(rows: slice) -> None:
+        vectors = torch.where(used[rows, :, None], text[index[rows]], 0)
+        left = gap_vectors(prototypes[rows], k[rows]) if kind == "gap" else vectors
+        pairs = products(left, vectors.mT)
+        own = ordered_sum(pairs.diagonal(dim1=1, dim2=2), 1)
+        value[rows] = own if kind == "gap" else mean_distance(ordered_sum(pairs.flatten(1), 1), own, k[rows])
+
+    per_channel = 4 * prototypes.itemsize * prototypes.shape[1] * (prototypes.shape[2] + 16)
+    in_chunks(work, len(k), rows_per_chunk(per_channel, budget_bytes=BUDGET), "channels")
+    return Concepts(value, torch.where(used, index, -1))
 
 
 def text_shuffle_null(
@@ -46,108 +64,112 @@ def text_shuffle_null(
     channel: Tensor,
 ) -> Tensor:
     """See `psi_fast_kernels.text_null.op.text_shuffle_null`."""
-    channels, k_max, _ = prototypes.shape
-    concepts = torch.arange(len(text), device=text.device) if pool is None else pool
-    draw = torch.arange(draws.start, draws.stop, device=text.device)
-    parts = []
-    for rows in torch.arange(channels, device=text.device).split(rows_per_chunk(40 * k_max * (len(text) + len(draws)))):
-        tau = integers(seed, Stream.TEXT_SHUFFLE, channel[rows, None], draw[None], k_max, len(concepts))
-        affinity = _affinity(prototypes[rows], k[rows], text, kind)
-        parts.append(_value(affinity, concepts[tau], k[rows], text, kind))
-    return torch.cat(parts)
+    bank, concepts = distinct_pool(text, pool)
+    k_max = prototypes.shape[1]
+    columns = aligned(bank)
+    result = prototypes.new_empty(len(k), len(draws))
 
+    def work(rows: slice) -> None:
+        fit = channel_fits(prototypes[rows], k[rows], columns) if kind == "gap" else None
+        for block in torch.arange(draws.start, draws.stop, device=k.device).split(DRAWS):
+            tau = integers(seed, Stream.TEXT_SHUFFLE, channel[rows, None], block, k_max, len(concepts))
+            chosen = concepts[tau]
+            part = result[rows, int(block[0]) - draws.start :][:, : len(block)]
+            part.copy_(distances(chosen, k[rows], bank) if fit is None else _gaps(chosen, fit))
 
-def text_rotation_null(prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str, draws: range, seed: int) -> Tensor:
-    """See `psi_fast_kernels.text_null.op.text_rotation_null`.
-
-    Turning the bank by a Haar rotation R leaves A' = mu R T^T = L F T^T, with L L^T = mu mu^T and F [k, d] a random
-    orthonormal frame: F T^T is drawn once for all channels.
-    """
-    channels, k_max, width = prototypes.shape
-    frame_size = min(k_max, width)
-    values, vectors = torch.linalg.eigh(
-        torch.where(_used(prototypes, k)[..., None], prototypes, 0).double() @ prototypes.mT.double()
-    )
-    root = (vectors * values.clamp(min=0).sqrt()[:, None])[..., -frame_size:].to(prototypes.dtype)
-    result = prototypes.new_empty(channels, len(draws))
-    per_draw = 4 * (frame_size + 2 * k_max) * len(text)
-    for start in range(draws.start, draws.stop, rows_per_chunk(per_draw, budget_bytes=64 * 2**20)):
-        draw = torch.arange(
-            start, min(draws.stop, start + rows_per_chunk(per_draw, budget_bytes=64 * 2**20)), device=text.device
-        )
-        gaussian = normal(seed, Stream.TEXT_ROTATION, torch.zeros_like(draw), draw, width * frame_size)
-        q, r = torch.linalg.qr(gaussian.unflatten(-1, (width, frame_size)))
-        frame = products(
-            (q * r.diagonal(dim1=1, dim2=2).sign()[:, None]).mT.to(text.dtype), text.T[None]
-        )  # F T^T [b, frame, P]
-        for channel in range(channels):
-            turned = products(root[channel].expand(len(draw), -1, -1), frame)  # [b, k_max, P]
-            one, drawn = k[channel : channel + 1].expand(len(draw)), turned.argmax(-1)
-            affinity = _gap_weights(turned, one) if kind == "gap" else turned
-            result[channel, draw - draws.start] = _value(affinity, drawn[:, None], one, text, kind)[:, 0]
+    in_chunks(work, len(k), channels_per_chunk(prototypes, len(columns), len(draws), kind), "channels")
     return result
 
 
-def shuffle_moments(
-    prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str, pool: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Exact mean and standard deviation of the shuffled-text null, each [C]; arguments as in `text_null.op.text_shuffle_null`.
-
-    Concepts are drawn with replacement, so the gap's h_l are independent, and the pairwise value is a U-statistic.
-    """
-    bank = text if pool is None else text[pool]
-    if kind == "gap":
-        means, variances = [], []
-        for rows in torch.arange(len(k), device=k.device).split(rows_per_chunk(40 * prototypes.shape[1] * len(bank))):
-            h = torch.where(
-                _used(prototypes[rows], k[rows])[..., None], _affinity(prototypes[rows], k[rows], bank, kind), 0
-            )
-            h = h.double()
-            means.append(h.mean(-1).sum(-1))
-            variances.append(h.var(-1, correction=0).sum(-1))
-        mean, variance = torch.cat(means), torch.cat(variances)
-    else:
-        bank = normalize(bank.double(), dim=1)
-        centre = bank.mean(0)
-        second = bank.T @ bank / len(bank)
-        zeta1 = (bank @ centre).var(correction=0)  # variance of E[1 - T_p . T_q | p]
-        zeta2 = second.square().sum() - centre.dot(centre) ** 2  # variance of T_p . T_q
-        mean = (1 - centre.dot(centre)).expand(len(k))
-        kk = k.double()
-        variance = 2 / (kk * (kk - 1)) * (2 * (kk - 2) * zeta1 + zeta2)
-    variance = torch.where(variance < ROUNDING, 0, variance)
-    return mean.to(prototypes.dtype), variance.sqrt().to(prototypes.dtype)
+def text_rotation_null(prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str, draws: range, seed: int) -> Tensor:
+    """See `psi_fast_kernels.text_null.op.text_rotation_null`; `psi_fast_kernels.text_null.frames` has the formula."""
+    return rotated_values(prototypes, k, text, kind=kind, draws=draws, seed=seed, distances=distances)
 
 
-def _used(prototypes: Tensor, k: Tensor) -> Tensor:
+def rotated_values(
+    prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str, draws: range, seed: int, distances: Callable[..., Tensor]
+) -> Tensor:
+    """`text_rotation_null` with another function in the place of `distances`."""
+    channels, k_max, width = prototypes.shape
+    used = used_clusters(prototypes, k)
+    size, bank = frame_size(k_max, width), aligned(text)
+    root = gram_root(torch.where(used[..., None], prototypes, 0))
+    weights = gap_vectors(root, k)[used].T
+    # one product's rows, as many whatever the number of channels, few enough for its result to stay in the cache
+    step = max(16, min(ROWS, CACHED // len(bank) // 16 * 16))
+    rows = aligned(root[used], step, 1)
+    fit = text.new_empty(step, len(bank))
+    result = prototypes.new_empty(channels, len(draws))
+
+    def work(part: slice) -> None:
+        block = range(draws.start + part.start, draws.start + part.stop)
+        for place, turned in enumerate(turned_banks(bank, width, size, draws=block, seed=seed), part.start):
+            found = [largest(torch.mm(own, turned, out=fit)[:, : len(text)]) for own in rows.split(step)]
+            nearest = torch.cat(found)[: weights.shape[1]]
+            if kind == "gap":
+                terms = prototypes.new_zeros(channels, k_max)
+                terms[used] = ordered_sum(weights * turned[:, nearest], 0)
+                result[:, place] = ordered_sum(terms, 1)
+            else:
+                chosen = torch.zeros_like(used, dtype=torch.int64)
+                chosen[used] = nearest
+                result[:, place] = distances(chosen[:, None], k, text)[:, 0]
+
+    per_draw = bytes_per_draw(len(bank), width, size, text.itemsize)
+    in_chunks(work, len(draws), rows_per_chunk(per_draw, budget_bytes=BUDGET), "draws")
+    return result
+
+
+def used_clusters(prototypes: Tensor, k: Tensor) -> Tensor:
+    """Whether a place holds a cluster, [C, k_max] bool."""
     return torch.arange(prototypes.shape[1], device=k.device) < k[:, None]
 
 
-def _affinity(prototypes: Tensor, k: Tensor, text: Tensor, kind: str) -> Tensor:
-    """h_l(p) [C, k_max, P] of the gap; for `pairwise` only the shape counts, and the similarities are returned as they are."""
-    similarity = _similarity(prototypes, text)
-    return _gap_weights(similarity, k) if kind == "gap" else similarity
+def gap_vectors(prototypes: Tensor, k: Tensor) -> Tensor:
+    """nu [C, k_max, d], 0 from k on: the gap is the sum of their products with the concepts."""
+    used = used_clusters(prototypes, k)[..., None]
+    clusters = k[:, None, None].clamp(min=2).to(prototypes.dtype)
+    total = ordered_sum(torch.where(used, prototypes, 0), 1)[:, None]
+    return torch.where(used, prototypes / (clusters - 1) - total / (clusters * (clusters - 1)), 0)
 
 
-def _similarity(prototypes: Tensor, text: Tensor) -> Tensor:
-    """mu_j . T_p [C, k_max, P]."""
-    return products(prototypes, text.T[None])
+def mean_distance(whole: Tensor, own: Tensor, k: Tensor) -> Tensor:
+    """Mean of 1 - T_j . T_l over the pairs, from |sum_j T_j|^2 and sum_j |T_j|^2."""
+    clusters = k.clamp(min=2).to(whole.dtype)
+    return 1 - (whole - own) / (clusters * (clusters - 1))
 
 
-def _gap_weights(similarity: Tensor, k: Tensor) -> Tensor:
-    used = _used(similarity, k)[..., None]
-    kk = k[:, None, None].clamp(min=2).to(similarity.dtype)
-    total = ordered_sum(torch.where(used, similarity, 0), 1)[:, None]
-    return similarity / (kk - 1) - total / (kk * (kk - 1))
+def distinct_pool(text: Tensor, pool: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The concepts that can be drawn [U, d], and for each place of the pool the one it holds, [M] int64."""
+    if pool is None:
+        return text, torch.arange(len(text), device=text.device)
+    held, places = pool.unique(return_inverse=True)
+    return text[held], places
 
 
-def _value(affinity: Tensor, chosen: Tensor, k: Tensor, text: Tensor, kind: str) -> Tensor:
-    """D [C, B] of the concepts `chosen` [C, B, k_max], for affinity [C, k_max, P]."""
-    used = _used(affinity, k)[:, None]  # [C, 1, k_max]
-    if kind == "gap":
-        picked = affinity.gather(2, chosen.transpose(1, 2)).transpose(1, 2)
-        return ordered_sum(torch.where(used, picked, 0), -1)
-    vectors = torch.where(used[..., None], text[chosen], 0)
-    # sum over pairs j != l of T_j . T_l = |sum_j T_j|^2 - k, the rows being unit
-    kk = k[:, None].clamp(min=2).to(text.dtype)
-    return 1 - (vectors.sum(2).square().sum(-1) - vectors.square().sum((-1, -2))) / (kk * (kk - 1))
+def channel_fits(prototypes: Tensor, k: Tensor, bank: Tensor) -> Tensor:
+    """nu_l . T_p [C, k_max, P] with an `aligned` bank [P, padded d]."""
+    return fits(gap_vectors(prototypes, k).flatten(0, 1), bank).unflatten(0, prototypes.shape[:2])
+
+
+def channels_per_chunk(prototypes: Tensor, concepts: int, draws: int, kind: str) -> int:
+    """Channels whose products (gap) or summed vectors (pairwise), and random numbers, are held at once."""
+    _, k_max, width = prototypes.shape
+    at_once = min(draws, DRAWS)
+    numbers = k_max * concepts if kind == "gap" else 4 * at_once * width
+    return rows_per_chunk(prototypes.itemsize * numbers + 16 * 8 * at_once * k_max, budget_bytes=BUDGET)
+
+
+def _gaps(chosen: Tensor, fit: Tensor) -> Tensor:
+    """Gap [C, B] of the concepts [C, B, k_max], from nu_l . T_p [C, k_max, P]."""
+    return sum(fit[:, cluster].gather(1, chosen[..., cluster]) for cluster in range(fit.shape[1]))
+
+
+def distances(chosen: Tensor, k: Tensor, bank: Tensor) -> Tensor:
+    """Mean pairwise distance [C, B] of the concepts [C, B, k_max]."""
+    whole, own = 0, 0
+    for cluster in range(chosen.shape[2]):
+        used = (cluster < k)[:, None, None]
+        vectors = torch.where(used, bank[chosen[..., cluster]], 0)
+        whole, own = whole + vectors, own + vectors.square().sum(-1)
+    return mean_distance(whole.square().sum(-1), own, k[:, None])

@@ -1,0 +1,140 @@
+"""The nearest concept of each prototype, in a bank of any size, and the products that every part of D rests on."""
+
+import warnings
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from psi_fast_kernels._backend import BackendError
+from psi_fast_kernels._chunks import in_chunks
+from psi_fast_kernels._tiling import LINE, padded
+
+SEARCHES = ("auto", "matmul", "faiss")
+LARGE = 100_000  # concepts; from here on `auto` prefers faiss on a CPU
+ROWS = 128  # rows of one product on a CPU
+COLUMNS = 2048  # concepts of one product: it stays in the cache until it is searched
+SEARCHED = 4096  # prototypes searched at once
+MULTIPLE = 64  # of a product's columns; with a smaller one, equal concepts can differ in the last bit
+
+
+def nearest_concepts(prototypes: Tensor, text: Tensor, *, search: str = "auto") -> Tensor:
+    """Index of the concept with the largest product with each prototype, int64 [..., k]; of equal concepts the first.
+
+    On a CPU it takes a few MB beyond its arguments and its result; where concepts repeat, faiss takes a copy of the bank.
+
+    Parameters
+    ----------
+    prototypes : [..., k, d] float
+    text : [P, d] float
+        Concept bank, P >= 1.
+    search : {"auto", "matmul", "faiss"}
+        Both compare with every concept. faiss runs on a CPU in float32, so where two concepts are equally near within
+        rounding it may take the other. "auto" takes faiss for more than 100,000 concepts on a CPU.
+
+    Raises
+    ------
+    BackendError
+        faiss is asked for by name and not installed, or the data are not on a CPU. "auto" multiplies instead and warns when
+        it would have preferred faiss.
+    """
+    if search not in SEARCHES:
+        raise ValueError(f"unknown search {search!r}; there are {', '.join(SEARCHES)}")
+    if prototypes.shape[-1] != text.shape[-1] or text.ndim != 2 or len(text) == 0:
+        raise ValueError(
+            f"prototypes must be [..., d] and text [P, d] with P >= 1, got {tuple(prototypes.shape)} and {tuple(text.shape)}"
+        )
+    rows = prototypes.reshape(-1, prototypes.shape[-1])
+    by_faiss = _chooses_faiss(search, len(text), text.device)
+    return (_by_faiss if by_faiss else _by_matmul)(rows, text).reshape(prototypes.shape[:-1])
+
+
+def largest(values: Tensor) -> Tensor:
+    """Index of the largest value of each row [N, P], int64 [N]; of equal ones the first."""
+    if values.device.type == "cpu":  # NumPy's search is vectorised; torch's takes ten times as long
+        return torch.from_numpy(values.numpy().argmax(-1))
+    return values.argmax(-1)
+
+
+def aligned(matrix: Tensor, rows: int = MULTIPLE, columns: int = LINE) -> Tensor:
+    """The matrix with zeros up to multiples of `rows` and `columns`."""
+    more = padded(len(matrix), rows) - len(matrix), padded(matrix.shape[1], columns) - matrix.shape[1]
+    return pad(matrix, (0, more[1], 0, more[0])) if any(more) else matrix
+
+
+def fits(rows: Tensor, bank: Tensor) -> Tensor:
+    """Products [N, P] of rows [N, d] with the rows of an `aligned` bank [P, padded d].
+
+    On a CPU a row's products do not depend on the other rows: every product there multiplies as many.
+    """
+    count = len(rows)
+    step = ROWS if rows.device.type == "cpu" else count
+    rows = aligned(rows, step)
+    result = rows.new_empty(len(rows), len(bank))
+    for start in range(0, len(rows), step):
+        torch.mm(rows[start : start + step], bank.T, out=result[start : start + step])
+    return result[:count]
+
+
+def _by_matmul(rows: Tensor, text: Tensor) -> Tensor:
+    result = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+
+    def work(part: slice) -> None:
+        highest = torch.full_like(rows[part, 0], -torch.inf)
+        nearest = torch.zeros_like(result[part])
+        for first in range(0, len(text), COLUMNS):
+            columns = text[first : first + COLUMNS]
+            products = fits(rows[part], aligned(columns))[:, : len(columns)]
+            here = largest(products)
+            value = products.gather(1, here[:, None])[:, 0]
+            better = value > highest
+            highest = torch.where(better, value, highest)
+            nearest = torch.where(better, here + first, nearest)
+        result[part] = nearest
+
+    in_chunks(work, len(rows), ROWS if rows.device.type == "cpu" else SEARCHED, "prototypes")
+    return result
+
+
+def _by_faiss(rows: Tensor, text: Tensor) -> Tensor:
+    import faiss
+
+    bank = text.float().contiguous().numpy()
+    first = _first_places(bank)
+    queries = rows.float().contiguous().numpy()
+    repeats = len(first) < len(bank)  # of equal rows faiss may take any
+    found = faiss.knn(queries, bank[first] if repeats else bank, 1, metric=faiss.METRIC_INNER_PRODUCT)[1]
+    return torch.from_numpy(first[found[:, 0]])
+
+
+def _first_places(bank: np.ndarray) -> np.ndarray:
+    """Ascending indices of the rows that no earlier row equals."""
+    factors = np.random.default_rng(0).integers(2**64, size=bank.shape[1], dtype=np.uint64)
+    keys = np.empty(len(bank), dtype=np.uint64)
+    for start in range(0, len(bank), COLUMNS):
+        words = (bank[start : start + COLUMNS] + 0.0).view(np.uint32)  # + 0.0: negative zeros are zeros
+        keys[start : start + COLUMNS] = (words * factors).sum(1)
+    first, group = np.unique(keys, return_index=True, return_inverse=True)[1:]
+    later = np.flatnonzero(first[group] != np.arange(len(bank)))
+    repeats = later[(bank[later] == bank[first[group[later]]]).all(1)]  # different rows with one key stay
+    return np.setdiff1d(np.arange(len(bank)), repeats, assume_unique=True)
+
+
+def _chooses_faiss(search: str, concepts: int, device: torch.device) -> bool:
+    if search == "matmul" or (search == "auto" and (concepts <= LARGE or device.type != "cpu")):
+        return False
+    installed = find_spec("faiss") is not None
+    if search == "faiss":
+        if not installed:
+            raise BackendError("search 'faiss' needs the package faiss: pip install \"psi-fast[faiss]\"")
+        if device.type != "cpu":
+            raise BackendError(f"search 'faiss' runs on a CPU, and the data are on {device}; use 'matmul' or 'auto'")
+    elif not installed:
+        warnings.warn(
+            f'faiss, preferred for more than {LARGE} concepts, is not installed (pip install "psi-fast[faiss]"); '
+            f"multiplying with all {concepts} instead, for the same result",
+            stacklevel=3,
+        )
+    return installed
