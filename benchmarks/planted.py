@@ -2,65 +2,30 @@
 
     python benchmarks/planted.py                       # all of Tiny-ImageNet val
 
-mono: one class logit of EfficientNet-Lite0; poly m: the maximum of m class logits' ranks over the images, so that every class
-gets its share of the top; random: random images. Their top K images are embedded by EfficientNet-Lite2 and scored by
+`tiny_imagenet.planted_units` says what the units are. Their top K images are embedded by EfficientNet-Lite2 and scored by
 psi_fast.score_embeddings.
 """
 
 import json
 
-import numpy as np
 from sklearn.metrics import roc_auc_score
-from tiny_imagenet import arguments, imagenet_rows, open_labelled, responses, some_classes
-from torch import device
-from torch.nn.functional import normalize
+from tiny_imagenet import planted_arguments, planted_units
 
 import psi_fast
-from psi_fast.crops import embed
-from psi_fast.encoders import load_encoder
-from psi_fast.progress import Progress
 
-parser = arguments(__doc__.splitlines()[0])
-parser.add_argument("--classes", type=int, default=200, help="use so many classes, evenly spread")
-parser.add_argument("--units", type=int, default=100, help="planted units of each kind")
-parser.add_argument("--top-k", type=int, default=40)
-parser.add_argument("--draws", type=int, default=100)
-parser.add_argument("--seed", type=int, default=0)
-options = parser.parse_args()
-
-config = psi_fast.PSIConfig(top_k=options.top_k, draws=options.draws, seed=options.seed)
-images, classes = some_classes(open_labelled(options.images), options.classes)
-logits = responses("efficientnet-lite:lite0", "_fc", images)[:, imagenet_rows(images)[classes]]
-ranks = logits.argsort(0).argsort(0)
-
-encoder = load_encoder("classifier:efficientnet-lite:lite2").to(device("cpu"))
-names, text = encoder.concepts(None)
-whole = np.array([(i, 0, 0, *images.load(i).size) for i in range(len(images))], dtype=float)
-embeddings = embed(whole, images, encoder, device("cpu"), config, Progress()).numpy()
-
-rng = np.random.default_rng(options.seed)
-kinds = {"mono": 1, "poly2": 2, "poly3": 3}
-values = [
-    ranks[:, rng.choice(options.classes, members, replace=False)].max(1)
-    for members in kinds.values()
-    for _ in range(options.units)
-]
-top = [np.argsort(-value, kind="stable")[: options.top_k] for value in values]
-top += [rng.choice(len(images), options.top_k, replace=False) for _ in range(options.units)]
-top = np.array(top)
-kind = np.repeat([*kinds, "random"], options.units)
-
+options = planted_arguments(__doc__.splitlines()[0]).parse_args()
+planted = planted_units(options)
 scores = psi_fast.score_embeddings(
-    embeddings[top],
-    labels=images.labels[top],
-    text=normalize(text, dim=1),
-    concept_names=names,
-    config=config,
+    planted.embeddings[planted.top],
+    labels=planted.labels[planted.top],
+    text=planted.text,
+    concept_names=planted.names,
+    config=psi_fast.PSIConfig(top_k=options.top_k, draws=options.draws, seed=options.seed),
     progress=True,
 )
-table = scores.table.assign(kind=kind)
-figures = {"accuracy": float((classes[logits.argmax(1)] == images.labels).mean())}
-print(f"Lite0 recognises {100 * figures['accuracy']:.2f} % of the {len(images)} images")  # noqa: T201
+table = scores.table.assign(kind=planted.kind)
+figures = {"accuracy": planted.accuracy}
+print(f"Lite0 recognises {100 * planted.accuracy:.2f} % of the {len(planted.labels)} images")  # noqa: T201
 for positive in ("poly2", "poly3"):
     for negative in ("mono", "random"):
         pair = table[table["kind"].isin([positive, negative])]

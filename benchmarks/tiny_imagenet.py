@@ -1,19 +1,29 @@
-"""What the benchmarks share: a layer's responses to images, and where Tiny-ImageNet's classes lie among ImageNet's."""
+"""What the benchmarks share: a layer's responses to images, Tiny-ImageNet's classes among ImageNet's, and planted units."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.functional import normalize
 
+from psi_fast import PSIConfig
 from psi_fast.activation_tap import ActivationTap
+from psi_fast.crops import embed
+from psi_fast.encoders import load_encoder
 from psi_fast.environment import keep_freed_memory
 from psi_fast.images import ImageSet, open_images
-from psi_fast.networks import load_network
+from psi_fast.networks import Network, load_network
 from psi_fast.prefetch import batches, prefetch
 from psi_fast.progress import Progress
+from psi_fast.store import fingerprint
 
 BATCH = 32
+PLANTED = {"mono": 1, "poly2": 2, "poly3": 3}
+"""Kinds of planted units, and of how many classes."""
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -25,13 +35,96 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def responses(network_spec: str, layer: str, images: ImageSet) -> np.ndarray:
+def planted_arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with the options of `planted_units`."""
+    parser = arguments(description)
+    parser.add_argument("--classes", type=int, default=200, help="use so many classes, evenly spread")
+    parser.add_argument("--units", type=int, default=100, help="planted units of each kind")
+    parser.add_argument("--top-k", type=int, default=40)
+    parser.add_argument("--draws", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", type=Path, help="folder that keeps logits and embeddings between runs")
+    return parser
+
+
+class Planted(NamedTuple):
+    """Units whose number of classes is known.
+
+    kind : [U] of "mono", "poly2", "poly3", "random"
+    top : [U, K] int64, the images each unit responds to most
+    labels : [N] int64, the images' classes
+    embeddings : [N, d] float32 unit rows
+    names, text : the P concepts and their embeddings [P, d], unit rows
+    accuracy : share of the images that the network behind the units recognises
+    """
+
+    kind: np.ndarray
+    top: np.ndarray
+    labels: np.ndarray
+    embeddings: np.ndarray
+    names: list[str]
+    text: Tensor
+    accuracy: float
+
+
+def planted_units(options: argparse.Namespace) -> Planted:
+    """Units over EfficientNet-Lite0's class logits, their images embedded by EfficientNet-Lite2.
+
+    mono: one class logit; poly m: the maximum of m class logits' ranks over the images, so that every class gets its share
+    of the top; random: random images.
+    """
+    images, classes = some_classes(open_labelled(options.images), options.classes)
+    network = load_network("efficientnet-lite:lite0")
+    logits = kept(
+        options.cache, ["_fc", network.fingerprint(), images.fingerprint], lambda: responses(network, "_fc", images)
+    )[:, imagenet_rows(images)[classes]]
+    encoder = load_encoder("classifier:efficientnet-lite:lite2").to(torch.device("cpu"))
+    names, text = encoder.concepts(None)
+    whole = np.array([(i, 0, 0, *images.load(i).size) for i in range(len(images))], dtype=float)
+    embeddings = kept(
+        options.cache,
+        ["whole images", encoder.fingerprint(), images.fingerprint],
+        lambda: embed(whole, images, encoder, torch.device("cpu"), PSIConfig(), Progress()).numpy(),
+    )
+
+    rng = np.random.default_rng(options.seed)
+    ranks = logits.argsort(0).argsort(0)
+    values = [
+        ranks[:, rng.choice(options.classes, members, replace=False)].max(1)
+        for members in PLANTED.values()
+        for _ in range(options.units)
+    ]
+    top = [np.argsort(-value, kind="stable")[: options.top_k] for value in values]
+    top += [rng.choice(len(images), options.top_k, replace=False) for _ in range(options.units)]
+    return Planted(
+        kind=np.repeat([*PLANTED, "random"], options.units),
+        top=np.array(top),
+        labels=np.asarray(images.labels),
+        embeddings=embeddings,
+        names=names,
+        text=normalize(text, dim=1),
+        accuracy=float((classes[logits.argmax(1)] == images.labels).mean()),
+    )
+
+
+def kept(folder: Path | None, origin: list[str], make: Callable[[], np.ndarray]) -> np.ndarray:
+    """What `make` returns, read from `folder` if an earlier run with the same `origin` left it there."""
+    if folder is None:
+        return make()
+    path = folder / f"{fingerprint(origin)[:16]}.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(path, make())
+    return np.load(path)
+
+
+def responses(network: str | Network, layer: str, images: ImageSet) -> np.ndarray:
     """Largest response over positions of each unit of a layer to each image, float32 [N, C]."""
-    network = load_network(network_spec)
+    network = load_network(network)
     tap = ActivationTap(network, layer, torch.device("cpu"))
     loaded = prefetch(lambda i: network.preprocess(images.load(i)), range(len(images)), ahead=2 * BATCH)
     parts = []
-    with tap, torch.inference_mode(), Progress().bar(f"{network_spec} {layer}", len(images), "img") as bar:
+    with tap, torch.inference_mode(), Progress().bar(f"{network.name} {layer}", len(images), "img") as bar:
         for batch in batches(loaded, BATCH):
             parts.append(tap(torch.stack(batch)).amax(2))
             bar.update(len(batch))
