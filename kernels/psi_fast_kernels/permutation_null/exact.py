@@ -2,7 +2,11 @@
 
 With f(n) = n log n and n_ij the contingency table, N * MI = sum_ij f(n_ij) + constant, and permuted labels make the table
 hypergeometric. So the moments are sums, over cells and pairs of cells, of expectations of f; cells with the same
-cluster size a and class size b share them, and so few distinct ones remain.
+cluster size a and class size b share them. Given that x of class b's samples lie in one cluster and w in a second of a2
+places, these keep a - x and a2 - w places for the other classes, and there E f depends on one number of places only:
+
+    M_b(s) = sum over the other classes b2 of E f(n), n of class b2 among s drawn of the N - b samples outside b
+    E (sum f)^2 = sum_ab E f(x) [f(x) + M_b(a - x) + sum over the other clusters a2 of E (f(w) + M_b(a2 - w))]
 
 References
 ----------
@@ -21,49 +25,51 @@ def mutual_information_moments(cluster_sizes: np.ndarray, class_sizes: np.ndarra
 
     Parameters
     ----------
-    cluster_sizes, class_sizes : 1-D arrays of positive integers with the same sum N
+    cluster_sizes, class_sizes : 1-D arrays of integers >= 0 with the same sum N > 0; empty groups change nothing
 
     Returns
     -------
     mean, variance : float
     """
-    a_sizes, a_count = np.unique(cluster_sizes, return_counts=True)
-    b_sizes, b_count = np.unique(class_sizes, return_counts=True)
+    a_sizes, a_count = np.unique(cluster_sizes[cluster_sizes > 0], return_counts=True)
+    b_sizes, b_count = np.unique(class_sizes[class_sizes > 0], return_counts=True)
     total = int(np.sum(cluster_sizes))
     table = _Hypergeometric(total)
-    first = np.array([[table.mean_f(total, a, b) for b in b_sizes] for a in a_sizes])
-    mean = a_count @ first @ b_count
-    second = 0.0
-    for ia, a in enumerate(a_sizes):
-        for ib, b in enumerate(b_sizes):
+    f = table.f
+    first = second = 0.0
+    for ib, b in enumerate(b_sizes):
+        others = b_count - (np.arange(len(b_sizes)) == ib)
+        elsewhere = sum(n * table.means(total - b, b2) for b2, n in zip(b_sizes, others, strict=True) if n)
+        elsewhere = elsewhere + np.zeros(total - b + 1)
+        for ia, a in enumerate(a_sizes):
             p = table.pmf(total, a, b)  # of n_ij = x
-            weight = p * table.f[: len(p)] * a_count[ia] * b_count[ib]
+            weight = p * f[: len(p)] * a_count[ia] * b_count[ib]
             x = np.flatnonzero(weight)
-            weight = weight[x]
-            second += weight @ table.f[x]  # the cell with itself
-            # same cluster, another class; the same with the roles exchanged; another cluster and class
-            for jb, b2 in enumerate(b_sizes):
-                if b_count[jb] - (jb == ib):
-                    rest = table.means(total - b, b2)
-                    second += (b_count[jb] - (jb == ib)) * (weight @ rest[a - x])
+            inner = f[x] + elsewhere[a - x]
             for ja, a2 in enumerate(a_sizes):
-                others = a_count[ja] - (ja == ia)
-                if not others:
-                    continue
-                second += others * (weight @ table.means(total - a, a2)[b - x])
-                for jb, b2 in enumerate(b_sizes):
-                    if b_count[jb] - (jb == ib):
-                        # of class b's other b - x samples, w lie in the cluster of size a2, leaving it a2 - w places
-                        rest = table.means(total - b, b2)[::-1]
-                        inner = table.conditional(total - a, a2, b - x, rest, total - b)
-                        second += others * (b_count[jb] - (jb == ib)) * (weight @ inner)
+                if n := a_count[ja] - (ja == ia):
+                    # of class b's other b - x samples, w lie in the cluster of size a2
+                    w = np.arange(a2 + 1)
+                    value = f[w] + elsewhere[(a2 - w).clip(0, total - b)]  # what lies outside has probability 0
+                    inner += n * (table.pmf(total - a, b - x, a2) @ value)
+            first += weight.sum()
+            second += weight[x] @ inner
+    mean, variance = moments_of_information(first, second, cluster_sizes, class_sizes)
+    return float(mean), float(variance)
+
+
+def moments_of_information(
+    first: np.ndarray, second: np.ndarray, cluster_sizes: np.ndarray, class_sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of mutual information [...] from those of sum f: its mean and mean square, sizes in the last axis."""
+    total = cluster_sizes.sum(-1)
     constant = (
-        xlogy(total, total) - xlogy(cluster_sizes, cluster_sizes).sum() - xlogy(class_sizes, class_sizes).sum()
-    ) / total
-    variance = second - mean**2
-    if variance < ROUNDING * second:  # one group on a side, or all groups single: nothing varies
-        variance = 0.0
-    return float(mean / total + constant), float(variance / total**2)
+        xlogy(total, total) - xlogy(cluster_sizes, cluster_sizes).sum(-1) - xlogy(class_sizes, class_sizes).sum(-1)
+    )
+    variance = second - first**2
+    # one group on a side, or all groups single: nothing varies
+    variance = np.where(variance < ROUNDING * second, 0.0, variance)
+    return (first + constant) / total, variance / total**2
 
 
 class _Hypergeometric:
@@ -86,22 +92,10 @@ class _Hypergeometric:
             lf[marked] - lf[i] - lf[marked - i] + lf[total - marked] - lf[hit] - lf[miss]
             + lf[drawn] + lf[total - drawn] - lf[total]
         )  # fmt: skip
-        return np.where(possible, np.exp(log_p), 0.0)
-
-    def mean_f(self, total: int, drawn: int, marked: int) -> float:
-        """E f(n)."""
-        return float(self.pmf(total, drawn, marked) @ self.f[: marked + 1])
+        return np.exp(np.where(possible, log_p, -np.inf))
 
     def means(self, total: int, marked: int) -> np.ndarray:
         """E f(n) for drawn = 0..total, [total + 1]."""
         if (total, marked) not in self._means:
             self._means[total, marked] = self.pmf(total, np.arange(total + 1), marked) @ self.f[: marked + 1]
         return self._means[total, marked]
-
-    def conditional(
-        self, total: int, marked: int, drawn: np.ndarray, reversed_means: np.ndarray, other: int
-    ) -> np.ndarray:
-        """E over w of g(marked - w), w marked among `drawn` of `total`; g given as reversed_means[other - argument]."""
-        p = self.pmf(total, drawn, marked)
-        place = other - marked + np.arange(marked + 1)
-        return p @ reversed_means[place.clip(0, other)]  # what lies outside has probability 0
