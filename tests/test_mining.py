@@ -78,6 +78,7 @@ def test_mining_equals_the_brute_force_ranking_whatever_the_batch_size(case, per
             np.testing.assert_array_equal(getattr(top, name), wanted, err_msg=f"{name} at batch size {batch_size}")
         assert top.valid.all()
         np.testing.assert_array_equal(top.dead, maps.max((0, 2)) == maps.min((0, 2)))
+        np.testing.assert_array_equal(top.highest, maps.max((0, 2)))
         np.testing.assert_array_equal(top.sizes, [tiny.sizes(i) for i in range(37)])
 
 
@@ -144,6 +145,17 @@ def test_a_layer_of_dead_channels_is_reported(text_pool):
 def test_a_channel_of_one_value_per_image_that_differs_between_images_is_alive(layer):
     network = tiny.conv_network(nn.AdaptiveAvgPool2d(1))
     assert not run(network, layer, tiny.image_set(20)).dead.any()
+
+
+@pytest.mark.parametrize("value", [-3.0, 9.0])
+@pytest.mark.parametrize("red", [0, 10, 19])
+def test_one_position_of_one_image_brings_a_channel_to_life(red, value):
+    network = tiny.poisoned_network(value, channel=2)
+    with torch.no_grad():
+        network.module.body.weight[2], network.module.body.bias[2] = 0, 0.5
+    plain, marked = (run(network, "poison", tiny.image_set(20, red=found)) for found in ((), (red,)))
+    assert plain.dead.tolist() == [False, False, True, False, False, False]
+    assert not marked.dead.any()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

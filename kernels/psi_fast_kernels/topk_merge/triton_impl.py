@@ -42,7 +42,7 @@ def _key(value):
 
 @triton.jit
 def _value(key):
-    """The float32 of a key."""
+    """The float32 of a key; NaN of NAN_KEY and of NO_KEY."""
     return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
@@ -114,9 +114,7 @@ def _extremes(
             tl.store(values + out, _value(last_key), mask=inside)
             tl.store(places + out, last_place.to(tl.int64), mask=inside)
             out += channels
-    lowest = tl.min(low, axis=1)
-    lowest = tl.where(lowest == NO_KEY, NAN_KEY, lowest)
-    tl.store(minima + image * channels + channel, _value(lowest), mask=inside)
+    tl.store(minima + image * channels + channel, _value(tl.min(low, axis=1)), mask=inside)
 
 
 @triton.jit(do_not_specialize=["first_image"])
