@@ -7,13 +7,16 @@ import torch
 
 from psi_fast_kernels.text_null import (
     distinctness,
-    reference,
     shuffle_moments,
     text_rotation_null,
     text_shuffle_null,
 )
 
 KINDS = ("gap", "pairwise")
+BACKENDS = (
+    "torch",
+    "numba",
+)  # the definition is tested on these, and they against triton in test_text_null_backends.py
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
@@ -29,9 +32,11 @@ def problem(
     return torch.from_numpy(prototypes).to(dtype), torch.tensor(sizes), torch.from_numpy(text).to(dtype)
 
 
-def shuffled(prototypes, k, text, kind, draws, pool=None, seed=0):
+def shuffled(prototypes, k, text, kind, draws, pool=None, backend="torch"):
     ids = torch.arange(len(k))
-    return text_shuffle_null(prototypes, k, text, kind=kind, pool=pool, draws=draws, seed=seed, channel=ids)
+    return text_shuffle_null(
+        prototypes, k, text, kind=kind, pool=pool, draws=draws, seed=0, channel=ids, backend=backend
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -46,25 +51,27 @@ def test_d_equals_the_replica(kind, dtype, width, concepts):
         assert index[i].tolist() == [*chosen.tolist(), *[-1] * (6 - size)]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_shuffled_draw_is_d_of_concepts_of_the_pool(kind):
+def test_a_shuffled_draw_is_d_of_concepts_of_the_pool(kind, backend):
     """With one concept in the pool every draw is known; with two, every draw is one of the few combinations."""
     prototypes, k, text = problem(sizes=(3,))
     mu, t = prototypes[0, :3].numpy(), text.numpy()
-    one = shuffled(prototypes, k, text, kind, range(20), pool=torch.tensor([4, 4]))[0]
+    one = shuffled(prototypes, k, text, kind, range(20), torch.tensor([4, 4]), backend)[0]
     np.testing.assert_allclose(one, replicas.DISTINCTNESS[kind](mu, t[[4, 4, 4]]), atol=1e-12)
-    drawn = shuffled(prototypes, k, text, kind, range(200), pool=torch.tensor([4, 9]))[0].numpy()
+    drawn = shuffled(prototypes, k, text, kind, range(200), torch.tensor([4, 9]), backend)[0].numpy()
     possible = [replicas.DISTINCTNESS[kind](mu, t[[a, b, c]]) for a in (4, 9) for b in (4, 9) for c in (4, 9)]
     assert np.abs(drawn[:, None] - possible).min(1).max() < 1e-12
     assert (np.abs(drawn[:, None] - possible).min(0) < 1e-12).all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("pool", [None, [0, 3, 3, 3, 8, 11, 12, 12]])
-def test_monte_carlo_agrees_with_the_closed_form(kind, pool):
+def test_monte_carlo_agrees_with_the_closed_form(kind, pool, backend):
     prototypes, k, text = problem()
     pool = None if pool is None else torch.tensor(pool)
-    drawn = shuffled(prototypes, k, text, kind, range(30_000), pool).numpy()
+    drawn = shuffled(prototypes, k, text, kind, range(30_000), pool, backend).numpy()
     mean, sd = (x.numpy() for x in shuffle_moments(prototypes, k, text, kind=kind, pool=pool))
     assert mean.shape == sd.shape == (5,)
     assert (np.abs(drawn.mean(1) - mean) < 4 * sd / np.sqrt(drawn.shape[1])).all()
@@ -86,7 +93,7 @@ def test_closed_form_equals_enumeration_of_all_draws(kind):
 @pytest.mark.parametrize("width", [4, 16])  # fewer dimensions than clusters, and more
 def test_rotated_null_agrees_with_rotations_of_the_bank(kind, width):
     prototypes, k, text = problem(width, 40, sizes=(2, 3, 6))
-    drawn = text_rotation_null(prototypes, k, text, kind=kind, draws=range(3000), seed=0).numpy()
+    drawn = text_rotation_null(prototypes, k, text, kind=kind, draws=range(3000), seed=0, backend="torch").numpy()
     rng = np.random.default_rng(0)
     for i, size in enumerate(k.tolist()):
         mu = prototypes[i, :size].numpy()
@@ -120,36 +127,6 @@ def test_pairwise_reads_the_images_through_the_chosen_concepts_only():
     assert torch.equal(shuffled(prototypes, k, text, "pairwise", draws), shuffled(moved, k, text, "pairwise", draws))
     gap, other_gap = (distinctness(x, k, text, kind="gap").value for x in (prototypes, moved))
     assert not torch.equal(gap, other_gap)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("chunk", [1, 3, 1000])
-@pytest.mark.parametrize("width", [24, 41])
-def test_chunks_change_no_bit(kind, chunk, width, monkeypatch):
-    prototypes, k, text = problem(width, 129, sizes=(2, 3, 4, 6, 2, 5, 3), dtype=torch.float32)
-    rotated = {"kind": kind, "draws": range(11), "seed": 0}
-    whole = shuffled(prototypes, k, text, kind, range(11)), text_rotation_null(prototypes, k, text, **rotated)
-    exact = shuffle_moments(prototypes, k, text, kind=kind, pool=None)
-    monkeypatch.setattr(reference, "rows_per_chunk", lambda *_, **__: chunk)
-    assert torch.equal(shuffled(prototypes, k, text, kind, range(11)), whole[0])
-    assert torch.equal(text_rotation_null(prototypes, k, text, **rotated), whole[1])
-    for a, b in zip(shuffle_moments(prototypes, k, text, kind=kind, pool=None), exact, strict=True):
-        assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_draw_depends_on_its_index_channel_and_seed_only(kind):
-    prototypes, k, text = problem()
-    whole = shuffled(prototypes, k, text, kind, range(30))
-    torch.testing.assert_close(shuffled(prototypes, k, text, kind, range(10, 30)), whole[:, 10:], rtol=0, atol=1e-14)
-    alone = text_shuffle_null(
-        prototypes[3:4], k[3:4], text, kind=kind, pool=None, draws=range(30), seed=0, channel=torch.tensor([3])
-    )
-    torch.testing.assert_close(alone[0], whole[3], rtol=0, atol=1e-14)
-    assert not torch.equal(shuffled(prototypes, k, text, kind, range(30), seed=1), whole)
-    rotated = text_rotation_null(prototypes, k, text, kind=kind, draws=range(30), seed=0)
-    late = text_rotation_null(prototypes[3:4], k[3:4], text, kind=kind, draws=range(10, 30), seed=0)
-    torch.testing.assert_close(late[0], rotated[3, 10:], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)

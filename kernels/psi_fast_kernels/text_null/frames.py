@@ -32,9 +32,10 @@ def turned_banks(bank: Tensor, width: int, size: int, *, draws: range, seed: int
     """F T^T [B, m, P] for each draw, of an `aligned` bank [P, padded d] of `width` dimensions."""
     draw = torch.arange(draws.start, draws.stop, device=bank.device)
     numbers = normal(seed, Stream.TEXT_ROTATION, torch.zeros_like(draw), draw, width * size)
-    numbers = numbers.unflatten(-1, (width, size))
     # the polar factor of a normal matrix is uniform among all matrices with orthonormal columns
-    frames = products(numbers, _power(products(numbers.mT, numbers), -0.5))
+    frames = numbers.unflatten(-1, (width, size))
+    for _ in range(2):  # the second time takes off what rounding left of a nearly singular matrix
+        frames = products(frames, _power(products(frames.mT, frames), -0.5))
     rows = frames.mT.reshape(-1, width).to(bank.dtype)
     return fits(rows, bank)[: len(rows)].unflatten(0, (len(draws), size))
 

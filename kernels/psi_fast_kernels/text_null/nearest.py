@@ -3,7 +3,6 @@
 import warnings
 from importlib.util import find_spec
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -17,13 +16,14 @@ LARGE = 100_000  # concepts; from here on `auto` prefers faiss on a CPU
 ROWS = 128  # rows of one product on a CPU
 COLUMNS = 2048  # concepts of one product: it stays in the cache until it is searched
 SEARCHED = 4096  # prototypes searched at once
-MULTIPLE = 64  # of a product's columns; with a smaller one, equal concepts can differ in the last bit
+MULTIPLE = 64  # of a product's columns
+FACTOR = 0x5851F42D4C957F2D  # odd, of a generator with good spectra (Knuth, MMIX)
 
 
 def nearest_concepts(prototypes: Tensor, text: Tensor, *, search: str = "auto") -> Tensor:
     """Index of the concept with the largest product with each prototype, int64 [..., k]; of equal concepts the first.
 
-    On a CPU it takes a few MB beyond its arguments and its result; where concepts repeat, faiss takes a copy of the bank.
+    On a CPU it takes a few MB beyond its arguments and its result, and a copy of the bank where concepts repeat.
 
     Parameters
     ----------
@@ -46,9 +46,11 @@ def nearest_concepts(prototypes: Tensor, text: Tensor, *, search: str = "auto") 
         raise ValueError(
             f"prototypes must be [..., d] and text [P, d] with P >= 1, got {tuple(prototypes.shape)} and {tuple(text.shape)}"
         )
-    rows = prototypes.reshape(-1, prototypes.shape[-1])
-    by_faiss = _chooses_faiss(search, len(text), text.device)
-    return (_by_faiss if by_faiss else _by_matmul)(rows, text).reshape(prototypes.shape[:-1])
+    find = _by_faiss if _chooses_faiss(search, len(text), text.device) else _by_matmul
+    rows, first = prototypes.reshape(-1, prototypes.shape[-1]), _first_places(text)
+    # of equal rows either way may take any, since products differ in their last bits from place to place
+    found = find(rows, text if len(first) == len(text) else text[first])
+    return first[found].reshape(prototypes.shape[:-1])
 
 
 def largest(values: Tensor) -> Tensor:
@@ -78,14 +80,14 @@ def fits(rows: Tensor, bank: Tensor) -> Tensor:
     return result[:count]
 
 
-def _by_matmul(rows: Tensor, text: Tensor) -> Tensor:
+def _by_matmul(rows: Tensor, bank: Tensor) -> Tensor:
     result = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
 
     def work(part: slice) -> None:
         highest = torch.full_like(rows[part, 0], -torch.inf)
         nearest = torch.zeros_like(result[part])
-        for first in range(0, len(text), COLUMNS):
-            columns = text[first : first + COLUMNS]
+        for first in range(0, len(bank), COLUMNS):
+            columns = bank[first : first + COLUMNS]
             products = fits(rows[part], aligned(columns))[:, : len(columns)]
             here = largest(products)
             value = products.gather(1, here[:, None])[:, 0]
@@ -98,28 +100,31 @@ def _by_matmul(rows: Tensor, text: Tensor) -> Tensor:
     return result
 
 
-def _by_faiss(rows: Tensor, text: Tensor) -> Tensor:
+def _by_faiss(rows: Tensor, bank: Tensor) -> Tensor:
     import faiss
 
-    bank = text.float().contiguous().numpy()
-    first = _first_places(bank)
-    queries = rows.float().contiguous().numpy()
-    repeats = len(first) < len(bank)  # of equal rows faiss may take any
-    found = faiss.knn(queries, bank[first] if repeats else bank, 1, metric=faiss.METRIC_INNER_PRODUCT)[1]
-    return torch.from_numpy(first[found[:, 0]])
+    queries, bank = (matrix.float().contiguous().numpy() for matrix in (rows, bank))
+    return torch.from_numpy(faiss.knn(queries, bank, 1, metric=faiss.METRIC_INNER_PRODUCT)[1][:, 0])
 
 
-def _first_places(bank: np.ndarray) -> np.ndarray:
-    """Ascending indices of the rows that no earlier row equals."""
-    factors = np.random.default_rng(0).integers(2**64, size=bank.shape[1], dtype=np.uint64)
-    keys = np.empty(len(bank), dtype=np.uint64)
-    for start in range(0, len(bank), COLUMNS):
-        words = (bank[start : start + COLUMNS] + 0.0).view(np.uint32)  # + 0.0: negative zeros are zeros
-        keys[start : start + COLUMNS] = (words * factors).sum(1)
-    first, group = np.unique(keys, return_index=True, return_inverse=True)[1:]
-    later = np.flatnonzero(first[group] != np.arange(len(bank)))
-    repeats = later[(bank[later] == bank[first[group[later]]]).all(1)]  # different rows with one key stay
-    return np.setdiff1d(np.arange(len(bank)), repeats, assume_unique=True)
+def _first_places(bank: Tensor) -> Tensor:
+    """Ascending indices [U] of the rows that no earlier row equals."""
+    place = torch.arange(len(bank), device=bank.device)
+    keys = torch.cat([_keys(rows) for rows in bank.split(COLUMNS)])
+    different, group = keys.unique(return_inverse=True)
+    first = torch.full_like(different, len(bank)).scatter_reduce(0, group, place, "amin")[group]
+    later = place[first != place]
+    repeated = torch.zeros_like(place, dtype=torch.bool)
+    for part in later.split(COLUMNS):  # different rows with one key stay
+        repeated[part] = (bank[part] == bank[first[part]]).all(1)
+    return place[~repeated]
+
+
+def _keys(rows: Tensor) -> Tensor:
+    """An int64 of each row, the same for equal rows and hardly ever for others."""
+    words = (rows + 0.0).contiguous().view(torch.int32)  # + 0.0: negative zeros are zeros
+    factors = torch.full_like(words[0], FACTOR, dtype=torch.int64).cumprod(0)  # modulo 2**64, as the sum is
+    return (words * factors).sum(1)
 
 
 def _chooses_faiss(search: str, concepts: int, device: torch.device) -> bool:

@@ -63,6 +63,8 @@ def text_shuffle_null(
         if int(pool.min()) < 0 or int(pool.max()) >= len(text):
             raise ValueError(f"pool must lie in 0..{len(text) - 1}, got {int(pool.min())}..{int(pool.max())}")
     module = implementation(__package__, backend, text.device, offers=OFFERS)
+    if len(k) == 0 or len(draws) == 0:
+        return prototypes.new_empty(len(k), len(draws))
     return module.text_shuffle_null(prototypes, k, text, kind=kind, pool=pool, draws=draws, seed=seed, channel=channel)
 
 
@@ -75,6 +77,8 @@ def text_rotation_null(
     """
     _check(prototypes, k, text, kind, draws, seed)
     module = implementation(__package__, backend, text.device, offers=OFFERS)
+    if len(k) == 0 or len(draws) == 0:
+        return prototypes.new_empty(len(k), len(draws))
     return module.text_rotation_null(prototypes, k, text, kind=kind, draws=draws, seed=seed)
 
 

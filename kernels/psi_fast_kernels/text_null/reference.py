@@ -157,7 +157,9 @@ def channels_per_chunk(prototypes: Tensor, concepts: int, draws: int, kind: str)
     _, k_max, width = prototypes.shape
     at_once = min(draws, DRAWS)
     numbers = k_max * concepts if kind == "gap" else 4 * at_once * width
-    return rows_per_chunk(prototypes.itemsize * numbers + 16 * 8 * at_once * k_max, budget_bytes=BUDGET)
+    count = rows_per_chunk(prototypes.itemsize * numbers + 16 * 8 * at_once * k_max, budget_bytes=BUDGET)
+    whole = count * k_max // ROWS * ROWS  # rows of whole products
+    return count if whole == 0 else whole // k_max
 
 
 def _gaps(chosen: Tensor, fit: Tensor) -> Tensor:

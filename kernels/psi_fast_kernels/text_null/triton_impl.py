@@ -176,8 +176,6 @@ def text_shuffle_null(
     bank, channel, k = bank.contiguous(), channel.contiguous(), k.contiguous()
     result = prototypes.new_empty(len(k), len(draws))
     first, key = signed_word(draws.start), key_words(seed)
-    if not result.numel():
-        return result
     if kind == "pairwise":
         rows, width = vector_tile(bank.shape[1])
         _shuffled_distances[(len(k), triton.cdiv(len(draws), rows))](
@@ -217,8 +215,8 @@ def text_rotation_null(prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str
         )  # fmt: skip
 
     per_draw = bytes_per_draw(len(bank), width, size, text.itemsize)
-    if channels:
-        in_chunks(work, len(draws), min(rows_per_chunk(per_draw, budget_bytes=BUDGET), 2**15), "draws")
+    # a launch's second dimension ends at 65,535
+    in_chunks(work, len(draws), min(rows_per_chunk(per_draw, budget_bytes=BUDGET), 65_535), "draws")
     return result
 
 
