@@ -1,8 +1,10 @@
-"""A candidate for the null of S: the leading axes keep the closest unimodal distribution to their own, not only the kurtosis.
+"""A candidate for the null of S: the leading axes keep the unimodal distribution nearest to their own, not only the kurtosis.
 
-The formulas of `rotation_null.reference` hold, with other columns Y for the m leading axes: Y_ij = Q_j(u_ij), where Q_j is the
-quantile function of axis j's closest unimodal distribution (the one of Hartigan and Hartigan's dip statistic, piecewise linear
-between the samples) and the u_ij are uniform in (0, 1) and serve all channels.
+The formulas of `rotation_null.reference` hold, with other columns Y for the m leading axes: Y_ij = Q_j(u_ij). Q_j is the quantile
+function of a unimodal distribution near axis j's: the taut string through the narrowest tube around the samples' distribution
+function that leaves one mode (Davies and Kovac 2001). u_j is uniform in (0, 1), with equally many samples in each of STRATA
+parts, as the fit has taken up the data's coarse shape already: without strata draws vary more than data do. The u serve all
+channels.
 """
 
 from typing import NamedTuple
@@ -20,6 +22,8 @@ from psi_fast_kernels.rotation_null import Pool, tangent_space
 from psi_fast_kernels.rotation_null.numba_impl import _gram, _leading_axes, _mix, _ranks
 from psi_fast_kernels.rotation_null.tangent import FLAT_AXES, MEAN_STEPS, _log_map, flat_axes, orthogonal_to_ones
 
+STRATA = 4
+TUBE_STEPS = 24  # bisections of the tube's radius
 CELLS = 128  # of a quantile function's table
 
 
@@ -42,10 +46,18 @@ def marginals(gram: Tensor, width: int) -> Marginals:
     return Marginals(tangent.spread, tangent.angles, torch.from_numpy(table).to(gram.dtype))
 
 
+def stratified(samples: int, axes: int, draws: int, seed: int) -> np.ndarray:
+    """Uniform numbers [draws, axes, samples] float32, equally many (within one) in each of STRATA parts of (0, 1)."""
+    rng = np.random.default_rng(seed)
+    part = np.arange(samples) * STRATA // samples
+    low, high = (np.searchsorted(part, part, side) / samples for side in ("left", "right"))
+    return rng.permuted(low + (high - low) * rng.random((draws, axes, samples)), axis=2).astype(np.float32)
+
+
 def marginal_null(
     data: Marginals, pool: Pool, u: np.ndarray, *, k_max: int, n_init: int, seed: int, channel: Tensor
 ) -> Tensor:
-    """Silhouettes of the draws of each channel [C, B]; `pool` as for `radial`, u [B, m, K] float32 uniform in (0, 1)."""
+    """Silhouettes of the draws of each channel [C, B]; `pool` as for `radial`, `u` [B, m, K] from `stratified`."""
     channels, samples = data.angles.shape
     result = data.angles.new_empty(channels, len(pool.draw))
     spread = pad(data.spread, (0, padded(samples) - samples + 1)).numpy()
@@ -77,52 +89,61 @@ def _leading_coordinates(gram: Tensor, count: int) -> np.ndarray:
 
 @compiled
 def unimodal_quantiles(x, table):
-    """Quantiles at 0, 1/N, .. 1 of the unimodal distribution closest to the sorted samples x, into `table` [N + 1].
-
-    For each mode among the samples: the greatest convex minorant of the distribution function before it and the least
-    concave majorant behind it; the mode whose distribution strays least from the samples' counts.
-    """
-    samples = len(x)
-    fit, best = np.empty(samples), np.empty(samples)
-    corner = np.empty(samples, np.int64)
-    closest = np.inf
-    for mode in range(samples):
-        _hull(x, fit, corner, 0, mode + 1, 1.0)
-        _hull(x, fit, corner, mode, samples, -1.0)
-        off = 0.0
-        for i in range(samples):
-            off = max(off, abs(fit[i] - i / (samples - 1)))
-        if off < closest:
-            closest = off
-            best[:] = fit
+    """Quantiles at 0, 1/N, .. 1 of the unimodal distribution near the sorted samples x, into `table` [N + 1]."""
+    fit = np.empty(len(x))
+    narrow, wide = 0.0, 0.5
+    for _ in range(TUBE_STEPS):
+        radius = (narrow + wide) / 2
+        if _taut_string(x, radius, fit):
+            wide = radius
+        else:
+            narrow = radius
+    _taut_string(x, wide, fit)
     at = 1
     for cell in range(len(table)):
         u = cell / (len(table) - 1)
-        while at < samples - 1 and best[at] < u:
+        while at < len(x) - 1 and fit[at] < u:
             at += 1
-        rise = max(best[at] - best[at - 1], 1e-12)
-        table[cell] = x[at - 1] + (x[at] - x[at - 1]) * min(max((u - best[at - 1]) / rise, 0.0), 1.0)
+        rise = max(fit[at] - fit[at - 1], 1e-12)
+        table[cell] = x[at - 1] + (x[at] - x[at - 1]) * min(max((u - fit[at - 1]) / rise, 0.0), 1.0)
 
 
 @compiled
-def _hull(x, fit, corner, first, last, sign):
-    """Lower (sign 1) or upper (-1) hull of the points (x_i, i / (K - 1)), i in first..last - 1, at every x_i into `fit`."""
-    step = 1 / (len(x) - 1)
-    count = 0
-    for i in range(first, last):
-        while count > 1:
-            p, q = corner[count - 2], corner[count - 1]
-            if sign * ((q - p) * (x[i] - x[q]) - (i - q) * (x[q] - x[p])) < 0:
+def _taut_string(x, radius, fit):
+    """Shortest path from (x_0, 0) to (x_n, 1) within `radius` of the points (x_i, i / n), at every x_i into `fit`.
+
+    Returns whether its slope, a density, first rises and then falls.
+    """
+    last = len(x) - 1
+    start, height = 0, 0.0
+    falls, unimodal = False, True
+    fit[0] = 0.0
+    while start < last:
+        lowest, highest = -np.inf, np.inf  # slopes that pass all points seen
+        low, high, end, slope = start, start, last, 0.0
+        for i in range(start + 1, last + 1):
+            room = radius if i < last else 0.0
+            run = max(x[i] - x[start], 1e-12)
+            floor, ceiling = (i / last - room - height) / run, (i / last + room - height) / run
+            if floor > highest:  # the path bends up around the tube's upper side
+                end, slope, reached = high, highest, high / last + radius
+                unimodal = unimodal and not falls
                 break
-            count -= 1
-        corner[count] = i
-        count += 1
-    for c in range(count - 1):
-        p, q = corner[c], corner[c + 1]
-        slope = (q - p) / max(x[q] - x[p], 1e-12)
-        for i in range(p, q):
-            fit[i] = step * (p + slope * (x[i] - x[p]))
-    fit[last - 1] = step * (last - 1)
+            if ceiling < lowest:
+                end, slope, reached = low, lowest, low / last - radius
+                falls = True
+                break
+            if floor >= lowest:
+                lowest, low = floor, i
+            if ceiling <= highest:
+                highest, high = ceiling, i
+        else:
+            reached = 1.0
+            slope = (1.0 - height) / max(x[last] - x[start], 1e-12)
+        for i in range(start + 1, end + 1):
+            fit[i] = height + slope * (x[i] - x[start])
+        start, height = end, reached
+    return unimodal
 
 
 @compiled

@@ -19,7 +19,7 @@ from zlib import crc32
 import numpy as np
 import torch
 from families import NULLS, POWER
-from marginal_null import marginal_null, marginals
+from marginal_null import marginal_null, marginals, stratified
 from rich.console import Console
 from torch import Tensor
 
@@ -76,7 +76,7 @@ def null_draws(null: str, gram: Tensor, width: int, seed: int, pools: Pools, sta
         return pool.expand(len(gram), -1)
     if null == "marginal":
         data = marginals(gram, width)
-        u = np.random.default_rng(seed).random((pools.draws, data.quantiles.shape[1], samples), dtype=np.float32)
+        u = stratified(samples, data.quantiles.shape[1], pools.draws, seed)
         return marginal_null(data, pool, u, seed=seed, channel=channel, **starts)
     return rotation_null(tangent_space(gram, width), pool, rotation=null, seed=seed, channel=channel, **starts)
 
