@@ -50,7 +50,8 @@ def compile_specimen(op: str, specimen: Specimen, architecture: int) -> Row:
     """Compile for `architecture` and read what the machine code uses."""
     names = specimen.kernel.arg_names
     signature = {name: specimen.signature.get(name, "constexpr") for name in names}
-    constants = {(names.index(name),): value for name, value in specimen.constants.items()}
+    chosen = specimen.constants | (dict(specimen.before_90) if architecture < 90 else {})
+    constants = {(names.index(name),): value for name, value in chosen.items()}
     # torch allocates on 256-byte borders, and a launch tells the compiler so
     aligned = {
         (place,): [["tt.divisibility", 16]] for place, name in enumerate(names) if signature[name].startswith("*")

@@ -1,5 +1,7 @@
 """What a kernel is compiled with when there is no GPU to run it on."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
@@ -12,6 +14,7 @@ class Specimen(NamedTuple):
     constants : argument name -> compile-time value
     warps, stages : launch options
     products : whether it multiplies matrices, so that an sm_90 build must hold wgmma instructions
+    before_90 : constants that take other values on architectures before sm_90
     default : whether this is the shape of the default settings, which must not spill
     """
 
@@ -22,4 +25,5 @@ class Specimen(NamedTuple):
     warps: int = 4
     stages: int = 1
     products: bool = False
+    before_90: Mapping[str, Any] = MappingProxyType({})
     default: bool = True

@@ -8,7 +8,7 @@ from psi_fast_kernels.rotation_null import pool as pools
 from psi_fast_kernels.rotation_null.pool import Pool
 from psi_fast_kernels.rotation_null.tangent import Tangent
 
-OFFERS = ("numba", "torch")
+OFFERS = ("triton", "numba", "torch", "cuml")
 ROTATIONS = ("unimodal", "radial", "tangent", "gaussian")
 
 
@@ -65,7 +65,7 @@ def rotation_null(
         As in `psi_fast_kernels.cluster.cluster`.
     channel : [C] int64
         Channel ids, which the random starts depend on.
-    backend : {"auto", "numba", "torch"}
+    backend : {"auto", "triton", "numba", "torch", "cuml"}
 
     References
     ----------

@@ -27,9 +27,17 @@ from psi_fast_kernels.rotation_null.tangent import Tangent
 
 
 def rotation_null(
-    tangent: Tangent, pool: Pool, *, rotation: str, k_max: int, n_init: int, seed: int, channel: Tensor
+    tangent: Tangent,
+    pool: Pool,
+    *,
+    rotation: str,
+    k_max: int,
+    n_init: int,
+    seed: int,
+    channel: Tensor,
+    clustering: str = "torch",
 ) -> Tensor:
-    """See `psi_fast_kernels.rotation_null.op.rotation_null`."""
+    """See `psi_fast_kernels.rotation_null.op.rotation_null`; `clustering` is the backend that clusters the draws."""
     channels, samples = tangent.angles.shape
     result = tangent.angles.new_empty(channels, len(pool.draw))
     pairs = torch.cartesian_prod(torch.arange(channels), torch.arange(len(pool.draw))).to(channel.device)
@@ -44,7 +52,7 @@ def rotation_null(
             stream=Stream.NULL_STARTS,
             channel=channel[c],
             draw=pool.draw[b],
-            backend="torch",
+            backend=clustering,
         )
         result[c, b] = drawn.silhouette
     return result

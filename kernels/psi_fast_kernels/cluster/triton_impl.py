@@ -1,0 +1,77 @@
+"""k-means and silhouette in Triton: one program per problem; Gram matrices up to TILE on the chip, larger ones by blocks."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn.functional import pad
+
+from psi_fast_kernels._hardware import architecture_of
+from psi_fast_kernels._specimen import Specimen
+from psi_fast_kernels._tiling import TILE, cluster_columns, pass_columns_of, tile_of, warps_of
+from psi_fast_kernels.cluster.reference import Clustering
+from psi_fast_kernels.cluster.triton_tile import best_clustering
+from psi_fast_kernels.philox.triton_impl import key_words
+
+
+def cluster(
+    gram: Tensor, *, k_max: int, n_init: int, seed: int, stream: int, channel: Tensor, draw: Tensor
+) -> Clustering:
+    """See `psi_fast_kernels.cluster.op.cluster`; computed in float32."""
+    problems, samples, _ = gram.shape
+    found = Clustering(
+        torch.empty(problems, dtype=torch.float32, device=gram.device),
+        torch.empty(problems, samples, dtype=torch.int64, device=gram.device),
+        torch.empty(problems, dtype=torch.int64, device=gram.device),
+    )
+    tile = tile_of(samples)
+    columns, groups = cluster_columns(k_max, pass_columns_of(architecture_of(gram.device)))
+    starts = torch.empty(problems, n_init, columns, dtype=torch.int32, device=gram.device)
+    kept = torch.empty(problems, k_max - 1, samples, dtype=torch.int8, device=gram.device)
+    _cluster[(problems,)](
+        split_gram(gram, tile), channel, draw, starts, kept, *found, samples, k_max, n_init, *key_words(seed), int(stream),
+        T=tile, P=columns, G=groups, num_warps=warps_of(tile), num_stages=1,
+    )  # fmt: skip
+    return found._replace(silhouette=found.silhouette.to(gram.dtype))
+
+
+def split_gram(gram: Tensor, tile: int) -> Tensor:
+    """The two float16 parts [N, 2, tile, tile] of Gram matrices [N, K, K], zero from K on."""
+    rest = tile - gram.shape[1]
+    gram = pad(gram.float(), (0, rest, 0, rest))
+    high = gram.half()
+    return torch.stack((high, (gram - high).half()), dim=1)
+
+
+@triton.jit(do_not_specialize=["samples", "k_max", "n_init", "key0", "key1", "stream"])
+def _cluster(
+    parts, channel, draw, starts, kept, silhouettes, labels, ks, samples, k_max, n_init, key0, key1, stream,
+    T: tl.constexpr, P: tl.constexpr, G: tl.constexpr,
+):  # fmt: skip
+    problem = tl.program_id(0).to(tl.int64)
+    row = tl.arange(0, T)
+    own = kept + problem * (k_max - 1) * samples
+    value, k = best_clustering(
+        parts + problem * 2 * T * T, starts + problem * n_init * P, own, samples, k_max, n_init, key0, key1, stream,
+        tl.load(channel + problem), tl.load(draw + problem), T, P, G, True,
+    )  # fmt: skip
+    tl.store(silhouettes + problem, value)
+    tl.store(ks + problem, tl.cast(k, tl.int64))
+    tl.debug_barrier()  # other threads wrote what is read now
+    found = tl.load(own + (k - 2) * samples + row, mask=row < tl.where(k > 1, samples, 0), other=0)
+    tl.store(labels + problem * samples + row, found.to(tl.int64), mask=row < samples)
+
+
+def specimens() -> list[Specimen]:
+    """The kernels at the default shape, to be compiled."""
+    signature = {
+        "parts": "*fp16", "channel": "*i64", "draw": "*i64", "starts": "*i32", "kept": "*i8",
+        "silhouettes": "*fp32", "labels": "*i64", "ks": "*i64",
+        "samples": "i32", "k_max": "i32", "n_init": "i32", "key0": "i32", "key1": "i32", "stream": "i32",
+    }  # fmt: skip
+    columns, groups = cluster_columns(6, pass_columns_of(90))
+    _, fewer = cluster_columns(6, pass_columns_of(80))
+    constants = {"T": TILE, "P": columns, "G": groups}
+    return [
+        Specimen("tile", _cluster, signature, constants, warps_of(TILE), products=True, before_90={"G": fewer}),
+    ]
