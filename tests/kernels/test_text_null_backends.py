@@ -171,6 +171,7 @@ def test_the_root_belongs_to_the_gram_matrix_alone(k_max, width):
     assert root.shape == (3, k_max, frames.frame_size(k_max, width))
     torch.testing.assert_close(root @ root.mT, prototypes @ prototypes.mT, rtol=0, atol=1e-12)
     if width >= k_max:
+        torch.testing.assert_close(root, root.mT, rtol=0, atol=1e-12)  # unique, being positive
         turn = torch.from_numpy(replicas.haar(width, np.random.default_rng(1)))
         torch.testing.assert_close(frames.gram_root(prototypes @ turn), root, rtol=0, atol=1e-7)
 

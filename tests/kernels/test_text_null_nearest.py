@@ -58,6 +58,7 @@ def test_of_equal_concepts_the_first_is_taken(search, dtype, width):
 @pytest.mark.parametrize("dtype", ROUNDING)
 def test_zeros_are_equal_whatever_their_sign(search, dtype):
     bank = torch.tensor([[0.0, 1.0], [-0.0, 1.0], [1.0, 0.0]], dtype=dtype)
+    assert nearest._first_places(bank).tolist() == [0, 2]
     assert nearest_concepts(bank.flip(0), bank, search=search).tolist() == [2, 0, 0]
 
 
@@ -87,6 +88,16 @@ def test_memory_does_not_grow_with_bank_or_prototypes(channels, monkeypatch):
     nearest_concepts(unit_rows(channels, 6, 8), text)
     assert sum(sizes) >= 6 * channels * len(text)
     assert max(sizes) <= nearest.ROWS * nearest.COLUMNS
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("width", [3, 41, 512])
+def test_products_of_a_row_have_the_same_bits_in_any_company(width, dtype):
+    rows = unit_rows(150, width, dtype=dtype)
+    bank = nearest.aligned(unit_rows(129, width, seed=1, dtype=dtype))
+    whole = nearest.fits(rows, bank)
+    for start, stop in [(0, 1), (3, 5), (7, 10), (20, 33), (100, 150)]:
+        assert torch.equal(nearest.fits(rows[start:stop], bank), whole[start:stop])
 
 
 @pytest.mark.parametrize("width", [41, 64])

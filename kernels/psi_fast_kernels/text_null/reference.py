@@ -169,7 +169,7 @@ def _gaps(chosen: Tensor, fit: Tensor) -> Tensor:
 
 def distances(chosen: Tensor, k: Tensor, bank: Tensor) -> Tensor:
     """Mean pairwise distance [C, B] of the concepts [C, B, k_max]."""
-    whole, own = 0, 0
+    whole, own = bank.new_zeros(*chosen.shape[:2], bank.shape[1]), bank.new_zeros(chosen.shape[:2])
     for cluster in range(chosen.shape[2]):
         used = (cluster < k)[:, None, None]
         vectors = torch.where(used, bank[chosen[..., cluster]], 0)
