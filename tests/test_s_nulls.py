@@ -96,6 +96,17 @@ def test_null_family_has_one_mode(name):
     assert (distance < 1.63 / SAMPLES**0.5) == (name not in FLATTER_THAN_UNIMODAL), distance
 
 
+@pytest.mark.parametrize(("name", "freedom"), [("cone", np.inf), ("heavy-tailed", 5), ("heavier-tailed", 3)])
+def test_tails_are_those_of_student_t(name, freedom):
+    x = drawn(name)
+    mean = x.mean(0) / np.linalg.norm(x.mean(0))
+    across = x / (x @ mean)[:, None] - mean  # the scores before the rows were made unit, but for the mean's axis
+    score = across @ np.linalg.svd(across, full_matrices=False)[2][0]
+    levels = (0.025, 0.25, 0.75, 0.975)
+    ends, quartiles = (np.ptp(np.quantile(score, pair)) for pair in (levels[::3], levels[1:3]))
+    assert ends / quartiles == pytest.approx(stats.t.ppf(0.975, freedom) / stats.t.ppf(0.75, freedom), rel=0.1)
+
+
 @pytest.mark.parametrize("name", CENTRES)
 def test_power_family_has_its_clusters(name):
     shares = CENTRES[name]
