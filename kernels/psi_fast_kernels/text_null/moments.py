@@ -47,7 +47,8 @@ def _spread(bank: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     """Mean [d] and covariance [d, d], float64, of bank[places]."""
     weight = torch.bincount(places, minlength=len(bank)).double() / len(places)
     step = rows_per_chunk(3 * 8 * bank.shape[1], budget_bytes=BUDGET)
-    centre, covariance = 0, 0
+    centre = bank.new_zeros(bank.shape[1], dtype=torch.float64)
+    covariance = bank.new_zeros(bank.shape[1], bank.shape[1], dtype=torch.float64)
     for rows, share in zip(bank.split(step), weight.split(step), strict=True):
         centre = centre + share @ rows.double()
     for rows, share in zip(bank.split(step), weight.split(step), strict=True):

@@ -103,8 +103,8 @@ def _by_matmul(rows: Tensor, bank: Tensor) -> Tensor:
 def _by_faiss(rows: Tensor, bank: Tensor) -> Tensor:
     import faiss
 
-    queries, bank = (matrix.float().contiguous().numpy() for matrix in (rows, bank))
-    return torch.from_numpy(faiss.knn(queries, bank, 1, metric=faiss.METRIC_INNER_PRODUCT)[1][:, 0])
+    queries, concepts = (matrix.float().contiguous().numpy() for matrix in (rows, bank))
+    return torch.from_numpy(faiss.knn(queries, concepts, 1, metric=faiss.METRIC_INNER_PRODUCT)[1][:, 0])
 
 
 def _first_places(bank: Tensor) -> Tensor:

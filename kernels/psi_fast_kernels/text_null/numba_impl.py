@@ -4,12 +4,11 @@ The rotated null spends its time in matrix products, so it is the reference's, w
 """
 
 import numpy as np
-from numba import njit
 from torch import Tensor
 
 from psi_fast_kernels._chunks import in_chunks
+from psi_fast_kernels._compiled import compiled, over_threads
 from psi_fast_kernels._streams import Stream
-from psi_fast_kernels._threads import COMPILED, over_threads
 from psi_fast_kernels.philox.numba_impl import HALF, philox4x32
 from psi_fast_kernels.text_null.nearest import aligned
 from psi_fast_kernels.text_null.reference import channel_fits, channels_per_chunk, distinct_pool, rotated_values
@@ -63,7 +62,7 @@ def distances(chosen: Tensor, k: Tensor, bank: Tensor) -> Tensor:
     return result
 
 
-@njit(**COMPILED)
+@compiled
 def _gaps(values, channel, k, fit, concepts, first, key0, key1):
     for row in range(len(values)):
         for place in range(values.shape[1]):
@@ -75,7 +74,7 @@ def _gaps(values, channel, k, fit, concepts, first, key0, key1):
             values[row, place] = total
 
 
-@njit(**COMPILED)
+@compiled
 def _distances(values, channel, k, bank, squares, concepts, first, key0, key1):
     whole = np.empty(bank.shape[1], bank.dtype)
     for row in range(len(values)):
@@ -90,7 +89,7 @@ def _distances(values, channel, k, bank, squares, concepts, first, key0, key1):
             values[row, place] = _mean_distance(whole, own, k[row])
 
 
-@njit(**COMPILED)
+@compiled
 def _chosen_distances(values, chosen, k, bank):
     whole = np.empty(bank.shape[1], bank.dtype)
     for row in range(len(values)):
@@ -103,19 +102,19 @@ def _chosen_distances(values, chosen, k, bank):
             values[row, place] = _mean_distance(whole, own, k[row])
 
 
-@njit(**COMPILED)
+@compiled
 def _below(word, count):
     """An integer in [0, count) from a word in [0, 2**32)."""
     return np.int64((word * np.uint64(count)) >> HALF)
 
 
-@njit(**COMPILED)
+@compiled
 def _add(total, vector, first):
     for i in range(len(total)):
         total[i] = vector[i] if first else total[i] + vector[i]
 
 
-@njit(**COMPILED)
+@compiled
 def _square(vector):
     total = vector.dtype.type(0)
     for value in vector:
@@ -123,6 +122,6 @@ def _square(vector):
     return total
 
 
-@njit(**COMPILED)
+@compiled
 def _mean_distance(whole, own, k):
     return 1 - (_square(whole) - own) / whole.dtype.type(k * (k - 1))
