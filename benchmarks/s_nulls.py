@@ -25,7 +25,7 @@ from torch import Tensor
 
 from psi_fast.calibration import calibrate
 from psi_fast.clustering import unit_gram
-from psi_fast.nulls import moments
+from psi_fast.moments import moments
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels.cluster import cluster
 from psi_fast_kernels.rotation_null import ROTATIONS, rotation_null, rotation_pool, sphere_null, tangent_space

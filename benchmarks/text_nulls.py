@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from psi_fast import PSIConfig
 from psi_fast.calibration import calibrate
 from psi_fast.clustering import cluster_patches
-from psi_fast.nulls import moments
+from psi_fast.moments import moments
 from psi_fast.progress import Progress
 from psi_fast.results import PatchEmbeddings
 from psi_fast_kernels.text_null import distinctness, text_rotation_null, text_shuffle_null

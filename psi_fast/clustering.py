@@ -6,8 +6,9 @@ from torch.nn.functional import normalize, one_hot
 
 from psi_fast.config import PSIConfig
 from psi_fast.progress import Progress
-from psi_fast.results import Clusters, PatchEmbeddings
+from psi_fast.results import Clusters, Group, PatchEmbeddings
 from psi_fast_kernels._batched import products
+from psi_fast_kernels._chunks import in_chunks
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels._tiling import draws_per_chunk
 from psi_fast_kernels.cluster import cluster
@@ -25,8 +26,9 @@ def cluster_patches(patches: PatchEmbeddings, config: PSIConfig, progress: Progr
     with progress.bar("clustering", sum(len(group.rows) for group in groups), "channel") as bar:
         for group in groups:
             samples = group.columns.shape[1]
-            per_chunk = draws_per_chunk(samples + patches.unique.shape[1], config.n_init * config.k_max)
-            for rows, columns in zip(group.rows.split(per_chunk), group.columns.split(per_chunk), strict=True):
+
+            def work(part: slice, group: Group = group) -> None:
+                rows, columns = group.rows[part], group.columns[part]
                 x = patches.unique[patches.index[rows[:, None], columns]]
                 found = cluster(
                     unit_gram(x),
@@ -44,6 +46,9 @@ def cluster_patches(patches: PatchEmbeddings, config: PSIConfig, progress: Progr
                 members = one_hot(ordered, config.k_max).to(x.dtype)
                 prototypes[rows] = normalize(products(members.mT, x), dim=-1)
                 bar.update(len(rows))
+
+            per_chunk = draws_per_chunk(samples + patches.unique.shape[1], config.n_init * config.k_max)
+            in_chunks(work, len(group.rows), per_chunk, "channels")
     return Clusters(labels, k, silhouette, prototypes)
 
 

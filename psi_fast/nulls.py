@@ -1,21 +1,24 @@
-"""Null draws of S, Q and D, in chunks bounded by memory -> NullMoments. The same pipeline as the data, draw by draw."""
+"""Null draws of S, Q and D, block by block -> NullMoments. The same pipeline as the data, draw by draw."""
 
-import numpy as np
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from psi_fast.clustering import unit_gram
 from psi_fast.config import PSIConfig
+from psi_fast.moments import RunningMoments
 from psi_fast.progress import Progress
-from psi_fast.results import Bank, Clusters, Components, NullMoments, PatchEmbeddings
+from psi_fast.results import Bank, Clusters, Components, Group, NullMoments, PatchEmbeddings
 from psi_fast_kernels._tiling import rows_per_chunk
-from psi_fast_kernels.permutation_null import dense_labels, entropy, mutual_information_moments, permutation_null
+from psi_fast_kernels.permutation_null import dense_labels, permutation_moments, permutation_null
 from psi_fast_kernels.rotation_null import Tangent, rotation_null, rotation_pool, sphere_null, tangent_space
 from psi_fast_kernels.text_null import shuffle_moments, text_rotation_null, text_shuffle_null
 
-TIE = 1e-6  # draws this close to the observed value count as reaching it: rounding must not decide
-POOL_DRAWS = 64  # rotations held at once
-CHANNELS = 16  # channels between two steps of the progress bar
+BLOCK = 64  # draws of S made at once; part of the result's last bits, so it is the same everywhere
+CHEAP_BLOCK = 1024  # draws of Q or D
+CHANNELS = {"cpu": 16}  # channels between two steps of the progress bar; a GPU takes them all at once
 
 
 def draw_nulls(
@@ -40,33 +43,17 @@ def draw_nulls(
     return nulls
 
 
-def moments(observed: Tensor, draws: Tensor) -> NullMoments:
-    """Mean, standard deviation (B - 1) and p of draws [c, B] against the observed values [c]."""
-    values = draws.double().cpu().numpy()  # NumPy sums each row in the same order, however many rows there are
-    p = (1 + (values >= (observed.cpu().numpy() - TIE)[:, None]).sum(1)) / (values.shape[1] + 1)
-    results = (np.mean(values, axis=1), np.std(values, axis=1, ddof=1), p)
-    return NullMoments(*(torch.as_tensor(x, device=observed.device) for x in results))
-
-
 def _rotation_moments(patches: PatchEmbeddings, observed: Tensor, config: PSIConfig, progress: Progress) -> NullMoments:
     result = _empty(observed)
     groups = list(patches.groups(2 * config.k_max))
-    total = sum(len(group.rows) for group in groups) * config.draws
-    with progress.bar("null draws of S", total, "draw") as bar:
+    width = patches.unique.shape[1]
+    with progress.bar("null draws of S", sum(len(group.rows) for group in groups) * config.draws, "draw") as bar:
         for group in groups:
-            samples, width = group.columns.shape[1], patches.unique.shape[1]
-            per_chunk = rows_per_chunk(4 * samples * (width + 4 * samples), budget_bytes=64 * 2**20)
-            chunks = zip(group.rows.split(per_chunk), group.columns.split(per_chunk), strict=True)
-            parts = [
-                tangent_space(unit_gram(patches.unique[patches.index[rows[:, None], columns]]), width)
-                for rows, columns in chunks
-            ]
-            tangent = Tangent(*(torch.cat(part) for part in zip(*parts, strict=True)))
-            drawn = torch.empty(len(group.rows), config.draws, device=observed.device)
-            for first in range(0, config.draws, POOL_DRAWS):
-                block = range(first, min(first + POOL_DRAWS, config.draws))
+            tangent = _tangent_space(patches, group)
+            running = RunningMoments(observed[group.rows])
+            for block in _blocks(config.draws, BLOCK):
                 pool = rotation_pool(
-                    samples,
+                    group.columns.shape[1],
                     width,
                     rotation=config.rotation,
                     draws=block,
@@ -74,9 +61,8 @@ def _rotation_moments(patches: PatchEmbeddings, observed: Tensor, config: PSICon
                     dtype=patches.unique.dtype,
                     device=observed.device,
                 )
-                for start in range(0, len(group.rows), CHANNELS):
-                    part = slice(start, start + CHANNELS)
-                    drawn[part, block.start : block.stop] = rotation_null(
+                for part in _parts(group):
+                    drawn = rotation_null(
                         tangent.rows(part),
                         pool,
                         rotation=config.rotation,
@@ -86,27 +72,40 @@ def _rotation_moments(patches: PatchEmbeddings, observed: Tensor, config: PSICon
                         channel=patches.channel[group.rows[part]],
                         backend=config.backend,
                     )
-                    bar.update(len(group.rows[part]) * len(block))
-            _put(result, group.rows, moments(observed[group.rows], drawn))
+                    running.add(part, drawn)
+                    bar.update(drawn.numel())
+            _put(result, group.rows, running.result())
     return result
+
+
+def _tangent_space(patches: PatchEmbeddings, group: Group) -> Tangent:
+    samples, width = group.columns.shape[1], patches.unique.shape[1]
+    per_chunk = rows_per_chunk(4 * samples * (width + 4 * samples), budget_bytes=64 * 2**20)
+    parts = []
+    for rows, columns in zip(group.rows.split(per_chunk), group.columns.split(per_chunk), strict=True):
+        parts.append(tangent_space(unit_gram(patches.unique[patches.index[rows[:, None], columns]]), width))
+    return Tangent(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def _sphere_moments(patches: PatchEmbeddings, observed: Tensor, config: PSIConfig) -> NullMoments:
     """The paper's S null: it depends on the number of patches alone, so it is drawn once per group."""
     result = _empty(observed)
     for group in patches.groups(2 * config.k_max):
-        drawn = sphere_null(
-            group.columns.shape[1],
-            patches.unique.shape[1],
-            draws=range(config.draws),
-            k_max=config.k_max,
-            n_init=config.n_init,
-            seed=config.seed,
-            dtype=patches.unique.dtype,
-            device=observed.device,
-            backend=config.backend,
-        )
-        _put(result, group.rows, moments(observed[group.rows], drawn.expand(len(group.rows), -1)))
+        running = RunningMoments(observed[group.rows])
+        for block in _blocks(config.draws, BLOCK):
+            drawn = sphere_null(
+                group.columns.shape[1],
+                patches.unique.shape[1],
+                draws=block,
+                k_max=config.k_max,
+                n_init=config.n_init,
+                seed=config.seed,
+                dtype=patches.unique.dtype,
+                device=observed.device,
+                backend=config.backend,
+            )
+            running.add(slice(None), drawn.expand(len(group.rows), -1))
+        _put(result, group.rows, running.result())
     return result
 
 
@@ -122,35 +121,27 @@ def _permutation_moments(
     groups = list(patches.groups(2 * config.k_max))
     with progress.bar("null draws of Q", sum(len(group.rows) for group in groups) * config.draws, "draw") as bar:
         for group in groups:
-            for rows, columns in zip(group.rows.split(CHANNELS), group.columns.split(CHANNELS), strict=True):
-                found = clusters.labels[rows[:, None], columns]
-                classes = dense_labels(labels[rows[:, None], columns])
-                drawn = permutation_null(
-                    found,
-                    classes,
-                    draws=range(config.draws),
-                    seed=config.seed,
-                    channel=patches.channel[rows],
-                    backend=config.backend,
-                )
-                part = moments(observed[rows], drawn)
-                if config.exact:
-                    part = _exact_permutation(part, found, classes)
-                _put(result, rows, part)
-                bar.update(len(rows) * config.draws)
+            places = group.rows[:, None], group.columns
+            found, classes = clusters.labels[places], dense_labels(labels[places])
+            running = RunningMoments(observed[group.rows])
+            for block in _blocks(config.draws, CHEAP_BLOCK):
+                for part in _parts(group):
+                    drawn = permutation_null(
+                        found[part],
+                        classes[part],
+                        draws=block,
+                        seed=config.seed,
+                        channel=patches.channel[group.rows[part]],
+                        backend=_text_and_label_backend(config),
+                    )
+                    running.add(part, drawn)
+                    bar.update(drawn.numel())
+            part = running.result()
+            if config.exact:
+                mean, sd = permutation_moments(found, classes)
+                part = NullMoments(mean, sd, part.p)
+            _put(result, group.rows, part)
     return result
-
-
-def _exact_permutation(drawn: NullMoments, clusters: Tensor, classes: Tensor) -> NullMoments:
-    """`drawn` with its mean and standard deviation replaced by the closed form of the NMI's null."""
-    scale = ((entropy(clusters) + entropy(classes)) / 2).cpu().numpy()
-    mean, sd = np.zeros(len(scale)), np.zeros(len(scale))
-    for i, (a, b) in enumerate(zip(clusters.cpu().numpy(), classes.cpu().numpy(), strict=True)):
-        if scale[i] > 0:
-            expected, variance = mutual_information_moments(np.bincount(a), np.bincount(b))
-            mean[i], sd[i] = expected / scale[i], variance**0.5 / scale[i]
-    device = drawn.mean.device
-    return NullMoments(torch.as_tensor(mean, device=device), torch.as_tensor(sd, device=device), drawn.p)
 
 
 def _text_moments(
@@ -166,17 +157,46 @@ def _text_moments(
     prototypes, k = clusters.prototypes[rows], clusters.k[rows]
     chosen = components.concepts[: patches.real]
     pool = chosen[chosen >= 0] if config.text_pool == "layer" and (chosen >= 0).any() else None
-    shared = {"kind": config.distinctness, "draws": range(config.draws), "seed": config.seed, "backend": config.backend}
-    if config.text_null == "rotated":
-        part = moments(observed[rows], text_rotation_null(prototypes, k, bank.embeddings, **shared))
-    else:
-        drawn = text_shuffle_null(prototypes, k, bank.embeddings, pool=pool, channel=patches.channel[rows], **shared)
-        part = moments(observed[rows], drawn)
-        if config.exact:
-            mean, sd = shuffle_moments(prototypes, k, bank.embeddings, kind=config.distinctness, pool=pool)
-            part = NullMoments(mean.double(), sd.double(), part.p)
+    shuffled = config.text_null == "shuffled"
+    shared: dict[str, Any] = {
+        "kind": config.distinctness,
+        "seed": config.seed,
+        "backend": _text_and_label_backend(config),
+    }
+    running = RunningMoments(observed[rows])
+    for block in _blocks(config.draws, CHEAP_BLOCK):
+        if shuffled:
+            drawn = text_shuffle_null(
+                prototypes, k, bank.embeddings, draws=block, pool=pool, channel=patches.channel[rows], **shared
+            )
+        else:
+            drawn = text_rotation_null(prototypes, k, bank.embeddings, draws=block, **shared)
+        running.add(slice(None), drawn)
+    part = running.result()
+    if config.exact and shuffled:
+        mean, sd = shuffle_moments(prototypes, k, bank.embeddings, kind=config.distinctness, pool=pool)
+        part = NullMoments(mean.double(), sd.double(), part.p)
     _put(result, rows, part)
     return result
+
+
+def _blocks(draws: int, size: int) -> Iterator[range]:
+    """The indices of the draws, `size` at a time."""
+    for first in range(0, draws, size):
+        yield range(first, min(first + size, draws))
+
+
+def _parts(group: Group) -> Iterator[slice]:
+    """The group's channels in parts that the device takes at once."""
+    channels = len(group.rows)
+    step = CHANNELS.get(group.rows.device.type, channels)
+    for start in range(0, channels, step):
+        yield slice(start, min(start + step, channels))
+
+
+def _text_and_label_backend(config: PSIConfig) -> str:
+    """cuML has clustering only; what it does not have runs on the best backend there is."""
+    return "auto" if config.backend == "cuml" else config.backend
 
 
 def _empty(observed: Tensor) -> NullMoments:

@@ -314,19 +314,31 @@ CHUNKED = [
     [{}, {"rotation": "radial", "text_null": "rotated"}, {"distinctness": "pairwise", "exact": True}],
     ids=str,
 )
-def test_same_table_bit_for_bit_whatever_the_chunks(chunk, samples, width, changes, monkeypatch):
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_same_table_bit_for_bit_whatever_the_chunks(chunk, samples, width, changes, backend, monkeypatch):
     x, labels, text = inputs(7, samples, width)
     valid = np.ones(labels.shape, dtype=bool)
     valid[2:5, -5:] = False  # two groups of channels
-    config = PSIConfig(draws=20, n_init=2, k_max=3, **changes)
+    config = PSIConfig(draws=20, n_init=2, k_max=3, backend=backend, **changes)
     whole = score_embeddings(x, labels=labels, text=text, valid=valid, config=config)
     for module, name in CHUNKED:
         monkeypatch.setattr(module, name, lambda *_, **__: chunk)
-    monkeypatch.setattr(psi_fast.nulls, "POOL_DRAWS", chunk)
-    monkeypatch.setattr(psi_fast.nulls, "CHANNELS", chunk)
+    monkeypatch.setattr(psi_fast.nulls, "CHANNELS", {"cpu": chunk})
     parts = score_embeddings(x, labels=labels, text=text, valid=valid, config=config)
     same(parts.table, whole.table)
     assert np.array_equal(parts.labels, whole.labels)
+
+
+@pytest.mark.parametrize("block", [1, 7, 20])
+def test_blocks_of_draws_change_rounding_only(block, monkeypatch):
+    x, labels, text = inputs()
+    config = PSIConfig(draws=20, n_init=2, k_max=3)
+    whole = score_embeddings(x, labels=labels, text=text, config=config).table
+    for name in ("BLOCK", "CHEAP_BLOCK"):
+        monkeypatch.setattr(psi_fast.nulls, name, block)
+    parts = score_embeddings(x, labels=labels, text=text, config=config).table
+    numbers = whole.select_dtypes("number").columns
+    np.testing.assert_allclose(parts[numbers], whole[numbers], rtol=1e-6, atol=1e-9)
 
 
 def test_a_channel_does_not_depend_on_the_others():

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from psi_fast import PSIConfig, score_embeddings
-from psi_fast.nulls import moments
+from psi_fast.moments import moments
 from psi_fast_kernels.text_null import distinctness, text_rotation_null, text_shuffle_null
 
 LEVELS = (0.01, 0.05, 0.10, 0.20)

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from sklearn.metrics import normalized_mutual_info_score
 
-from psi_fast.nulls import moments
+from psi_fast.moments import moments
 from psi_fast_kernels.permutation_null import dense_labels, entropy, nmi, permutation_null, reference
 
 ROUNDING = 1e-10

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from psi_fast_kernels._batched import products
+from psi_fast_kernels._chunks import in_chunks
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels._tiling import draws_per_chunk, padded
 from psi_fast_kernels.cluster import cluster
@@ -41,8 +42,9 @@ def rotation_null(
     channels, samples = tangent.angles.shape
     result = tangent.angles.new_empty(channels, len(pool.draw))
     pairs = torch.cartesian_prod(torch.arange(channels), torch.arange(len(pool.draw))).to(channel.device)
-    for chunk in pairs.split(draws_per_chunk(samples, n_init * k_max)):
-        c, b = chunk[:, 0], chunk[:, 1]
+
+    def work(part: slice) -> None:
+        c, b = pairs[part].T
         points = _draw(tangent, pool, rotation, c, b)
         drawn = cluster(
             (points @ points.mT)[:, :samples, :samples],
@@ -55,6 +57,8 @@ def rotation_null(
             backend=clustering,
         )
         result[c, b] = drawn.silhouette
+
+    in_chunks(work, len(pairs), draws_per_chunk(samples, n_init * k_max), "draws")
     return result
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
+from psi_fast_kernels._chunks import in_chunks
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels._tiling import draws_per_chunk, padded
 from psi_fast_kernels.cluster import cluster
@@ -32,14 +33,14 @@ def sphere_null(
         As in `psi_fast_kernels.rotation_null.rotation_null`.
     """
     result = torch.empty(len(draws), dtype=dtype, device=device)
-    step = draws_per_chunk(samples + width, n_init * k_max)
-    for start in range(0, len(draws), step):
-        draw = torch.arange(draws.start + start, min(draws.start + start + step, draws.stop), device=device)
+
+    def work(part: slice) -> None:
+        draw = torch.arange(draws.start + part.start, draws.start + part.stop, device=device)
         none = torch.zeros_like(draw)
         points = normal(seed, Stream.SPHERE, none, draw, samples * width).unflatten(-1, (samples, width))
         points = normalize(points, dim=-1).to(dtype)
         points = pad(points, (0, padded(width) - width, 0, padded(samples) - samples))
-        result[start : start + len(draw)] = cluster(
+        result[part] = cluster(
             (points @ points.mT)[:, :samples, :samples],
             k_max=k_max,
             n_init=n_init,
@@ -49,4 +50,6 @@ def sphere_null(
             draw=draw,
             backend=backend,
         ).silhouette
+
+    in_chunks(work, len(draws), draws_per_chunk(samples + width, n_init * k_max), "draws")
     return result
