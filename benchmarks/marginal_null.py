@@ -2,8 +2,8 @@
 
 The formulas of `rotation_null.reference` hold, with other columns Y for the m leading axes: Y_ij = Q_j(u_ij). Q_j is the quantile
 function of a unimodal distribution near axis j's: the taut string through the narrowest tube around the samples' distribution
-function that leaves one mode (Davies and Kovac 2001). u_j is uniform in (0, 1), with equally many samples in each of STRATA
-parts, as the fit has taken up the data's coarse shape already: without strata draws vary more than data do. The u serve all
+function that leaves one mode (Davies and Kovac 2001). u_j is uniform in (0, 1), with equally many samples in each of two or four
+parts, as the fit has taken up the data's coarse shape already: without such strata draws vary more than data do. The u serve all
 channels.
 """
 
@@ -22,7 +22,6 @@ from psi_fast_kernels.rotation_null import Pool, tangent_space
 from psi_fast_kernels.rotation_null.numba_impl import _gram, _leading_axes, _mix, _ranks
 from psi_fast_kernels.rotation_null.tangent import FLAT_AXES, MEAN_STEPS, _log_map, flat_axes, orthogonal_to_ones
 
-STRATA = 4
 TUBE_STEPS = 24  # bisections of the tube's radius
 CELLS = 128  # of a quantile function's table
 
@@ -46,10 +45,10 @@ def marginals(gram: Tensor, width: int) -> Marginals:
     return Marginals(tangent.spread, tangent.angles, torch.from_numpy(table).to(gram.dtype))
 
 
-def stratified(samples: int, axes: int, draws: int, seed: int) -> np.ndarray:
-    """Uniform numbers [draws, axes, samples] float32, equally many (within one) in each of STRATA parts of (0, 1)."""
+def stratified(samples: int, axes: int, draws: int, seed: int, strata: int) -> np.ndarray:
+    """Uniform numbers [draws, axes, samples] float32, equally many (within one) in each of `strata` parts of (0, 1)."""
     rng = np.random.default_rng(seed)
-    part = np.arange(samples) * STRATA // samples
+    part = np.arange(samples) * strata // samples
     low, high = (np.searchsorted(part, part, side) / samples for side in ("left", "right"))
     return rng.permuted(low + (high - low) * rng.random((draws, axes, samples)), axis=2).astype(np.float32)
 

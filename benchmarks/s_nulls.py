@@ -6,7 +6,8 @@
 A cell is a family, a number of samples K and a null; cells that the file has with the same settings are not run again, so a
 run may be stopped and continued. Every PER_POOL data sets share their draws' random numbers, which correlates their p-values a
 little (the variance of a rate grows by less than a tenth); no two such groups do. `independent` has one set of draws for all
-data sets of a K and a width, as in psi_fast. `marginal` is the candidate of marginal_null.py.
+data sets of a K and a width, as in psi_fast. `marginal-2` and `marginal-4` are the candidate of marginal_null.py, with two and
+with four strata.
 """
 
 import argparse
@@ -31,7 +32,8 @@ from psi_fast_kernels.cluster import cluster
 from psi_fast_kernels.rotation_null import ROTATIONS, rotation_null, rotation_pool, sphere_null, tangent_space
 
 FAMILIES = NULLS | POWER
-NULL_NAMES = (*ROTATIONS, "independent", "marginal")
+STRATA = {"marginal-2": 2, "marginal-4": 4}
+NULL_NAMES = (*ROTATIONS, "independent", *STRATA)
 PER_POOL = 10
 LEVELS = (0.01, 0.05, 0.10)
 RESULTS = Path(__file__).parent / "results" / "s_nulls.csv"
@@ -74,9 +76,9 @@ def null_draws(null: str, gram: Tensor, width: int, seed: int, pools: Pools, sta
     pool = pools.get(samples, width, null, seed, starts)
     if null == "independent":
         return pool.expand(len(gram), -1)
-    if null == "marginal":
+    if null in STRATA:
         data = marginals(gram, width)
-        u = stratified(samples, data.quantiles.shape[1], pools.draws, seed)
+        u = stratified(samples, data.quantiles.shape[1], pools.draws, seed, STRATA[null])
         return marginal_null(data, pool, u, seed=seed, channel=channel, **starts)
     return rotation_null(tangent_space(gram, width), pool, rotation=null, seed=seed, channel=channel, **starts)
 
