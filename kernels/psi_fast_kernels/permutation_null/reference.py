@@ -45,7 +45,8 @@ def information_moments(cluster_sizes: np.ndarray, class_sizes: np.ndarray) -> t
         Every row of either sums to the same K > 0.
     """
     moments = [mutual_information_moments(a, b) for a, b in zip(cluster_sizes, class_sizes, strict=True)]
-    return tuple(np.array(moments).reshape(-1, 2).T)
+    mean, variance = np.array(moments).T
+    return mean, variance
 
 
 def nmi(clusters: Tensor, labels: Tensor) -> Tensor:
