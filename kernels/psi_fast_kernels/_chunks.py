@@ -21,6 +21,7 @@ def in_chunks(work: Callable[[slice], None], total: int, chunk: int, what: str) 
     ------
     The error of the allocation, when not even one item fits.
     """
+    chunk = max(1, min(chunk, total))
     start = 0
     while start < total:
         try:

@@ -14,7 +14,7 @@ import triton.language as tl
 from psi_fast_kernels.cluster.reference import CANDIDATES, MAX_STEPS, SAME
 from psi_fast_kernels.philox.triton_impl import philox4x32, to_uniform32
 
-RESTARTS = tl.constexpr(4)
+RESTARTS = tl.constexpr(4)  # that draw their starts at once
 PLACES = tl.constexpr(4)  # candidates, up to a power of two
 DRAWN = tl.constexpr(CANDIDATES)
 STEPS = tl.constexpr(MAX_STEPS)
@@ -40,13 +40,13 @@ def best_clustering(
     k; for each k the restart with the lowest inertia. `starts` is room for [n_init, P] int32. With KEEP the labels of
     each k go to `kept` [k_max - 1, K] int8.
     """
-    _store_starts(parts, starts, samples, k_max, n_init, key0, key1, stream, channel, draw, T, P)
+    store_starts(parts, starts, 0, n_init, samples, k_max, key0, key1, stream, channel, draw, T, P, RESTARTS)
     tl.debug_barrier()  # other threads wrote what is read below
     sample = tl.arange(0, T)
     valid = sample < samples
     high = tl.load(parts + sample[:, None] * T + sample[None, :])
     low = tl.load(parts + T * T + sample[:, None] * T + sample[None, :])
-    trace = tl.sum(_entry(parts, sample * (T + 1), T), 0)
+    trace = tl.sum(entry(parts, sample * (T + 1), T), 0)
     group = tl.arange(0, G)
     best, best_k = -float("inf"), 1
     first_k = 2
@@ -70,44 +70,47 @@ def best_clustering(
             best = value
             best_k = first_k + tl.min(tl.where(values == value, group, G), 0)
         first_k += G
-    if (1.0 - _smallest(parts, samples, T) <= ONE_POINT) | (best_k == 1):  # all samples are one point
+    if (1.0 - smallest_entry(parts, samples, T) <= ONE_POINT) | (best_k == 1):  # all samples are one point
         best = 0.0
         best_k = 1
     return best, best_k
 
 
 @triton.jit
-def _entry(parts, place, T: tl.constexpr):
+def entry(parts, place, T: tl.constexpr):
     """Entries of the Gram matrix at flat places, float32."""
     return tl.load(parts + place).to(tl.float32) + tl.load(parts + T * T + place).to(tl.float32)
 
 
 @triton.jit
-def _smallest(parts, samples, T: tl.constexpr):
+def smallest_entry(parts, samples, T: tl.constexpr):
     """The smallest entry of the Gram matrix."""
     column = tl.arange(0, T)[None, :]
     smallest = 1.0
     for first in range(0, samples, 16):
         row = first + tl.arange(0, 16)[:, None]
-        entry = tl.where((row < samples) & (column < samples), _entry(parts, row * T + column, T), 1.0)
-        smallest = tl.minimum(smallest, tl.min(tl.min(entry, 1), 0))
+        value = tl.where((row < samples) & (column < samples), entry(parts, row * T + column, T), 1.0)
+        smallest = tl.minimum(smallest, tl.min(tl.min(value, 1), 0))
     return smallest
 
 
 @triton.jit
-def _store_starts(
-    parts, starts, samples, k_max, n_init, key0, key1, stream, channel, draw, T: tl.constexpr, P: tl.constexpr
+def store_starts(
+    parts, starts, first, last, samples, k_max, key0, key1, stream, channel, draw,
+    T: tl.constexpr, P: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
-    """Greedy k-means++ starts of every restart, RESTARTS at a time, to `starts` [n_init, P] int32; see `reference.plus_plus`."""
-    R: tl.constexpr = RESTARTS
+    """Greedy k-means++ starts of the restarts first..last, R at a time, to `starts` [last - first, P] int32.
+
+    See `reference.plus_plus`.
+    """
     sample = tl.arange(0, T)
     restart = tl.arange(0, R)
     candidate = tl.arange(0, PLACES)[None, :]
-    diagonal = _entry(parts, sample * (T + 1), T)
-    for first in range(0, n_init, R):
+    diagonal = entry(parts, sample * (T + 1), T)
+    for base in range(first, last, R):
         dist2 = tl.broadcast_to(tl.where(sample < samples, 4.0, 0.0)[None, :], [R, T])  # larger than any
         for step in range(k_max):
-            index = ((first + restart)[:, None] * k_max + step) * DRAWN + candidate
+            index = ((base + restart)[:, None] * k_max + step) * DRAWN + candidate
             word0, word1, word2, word3 = philox4x32(index // 4, draw, channel, stream, key0, key1)
             which = index % 4
             word = tl.where(which < 2, tl.where(which == 0, word0, word1), tl.where(which == 2, word2, word3))
@@ -117,8 +120,8 @@ def _store_starts(
             below = cumulated[:, None, :] <= (uniform * total[:, None])[:, :, None]
             drawn = tl.where(step == 0, (uniform * samples).to(tl.int32), tl.sum(below.to(tl.int32), 2))
             drawn = tl.minimum(drawn, samples - 1)
-            column = _entry(parts, drawn[:, :, None] * T + sample[None, None, :], T)
-            own = _entry(parts, drawn * (T + 1), T)
+            column = entry(parts, drawn[:, :, None] * T + sample[None, None, :], T)
+            own = entry(parts, drawn * (T + 1), T)
             left = tl.maximum(diagonal[None, None, :] + own[:, :, None] - 2.0 * column, 0.0)
             left = tl.minimum(left, dist2[:, None, :])  # 0 where there is no sample
             remaining = tl.where(candidate < tl.where(step == 0, 1, DRAWN), tl.sum(left, 2), float("inf"))
@@ -126,7 +129,7 @@ def _store_starts(
             chosen = candidate == tl.min(tl.where(remaining == smallest[:, None], candidate, PLACES), 1)[:, None]
             dist2 = tl.sum(tl.where(chosen[:, :, None], left, 0.0), 1)
             start = tl.sum(tl.where(chosen, drawn, 0), 1)
-            tl.store(starts + (first + restart) * P + step, start, mask=first + restart < n_init)
+            tl.store(starts + (base - first + restart) * P + step, start, mask=base + restart < last)
 
 
 @triton.jit
