@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,27 @@ import torch
 PARTS = 4  # per thread, so that a slow part does not hold the others up
 
 
-def compiled(function: Callable) -> Any:
-    """`function` compiled at its first call: free of Python's lock, kept on disk, sums in any (but always the same) order.
+def compiled(function: Callable | None = None, *, in_order: bool = False, inline: bool = False) -> Any:
+    """`function` compiled at its first call, free of Python's lock and kept on disk; also `@compiled(...)` with options.
 
-    The machine code is kept under a name made from all compiled sources, because Numba checks one file only and would
-    not notice a change in a function that is called from another file.
+    Sums are taken in any (but always the same) order, with `in_order` as they are written. With `inline` the function
+    becomes a part of each compiled function that calls it.
+
+    The machine code is kept under a name made from the package's sources, because Numba checks one file only and would
+    not notice a change in a function, a constant or an option that comes from another file.
     """
+    if function is None:
+        return partial(compiled, in_order=in_order, inline=inline)
     given = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = given or str(_cache_folder())
     try:
-        return numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "arcp", "nsz"})(function)
+        return numba.njit(
+            cache=True,
+            nogil=True,
+            error_model="numpy",
+            fastmath=False if in_order else {"reassoc", "contract", "arcp", "nsz"},
+            inline="always" if inline else "never",
+        )(function)
     finally:
         numba.config.CACHE_DIR = given
 
@@ -43,7 +55,8 @@ def over_threads(work: Callable[[slice], None], total: int) -> None:
 
 def _cache_folder() -> Path:
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("numba_impl.py")):
-        digest.update(path.read_bytes())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        if not path.name.startswith("triton_"):
+            digest.update(path.read_bytes())
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "psi_fast_kernels" / digest.hexdigest()[:16]

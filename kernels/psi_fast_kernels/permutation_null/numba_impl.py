@@ -8,11 +8,10 @@ import math
 
 import numpy as np
 import torch
-from numba import njit
 from scipy.special import xlogy
 from torch import Tensor
 
-from psi_fast_kernels._compiled import over_threads
+from psi_fast_kernels._compiled import compiled, over_threads
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels._tiling import rows_per_chunk
 from psi_fast_kernels.permutation_null.exact import moments_of_information
@@ -23,8 +22,6 @@ from psi_fast_kernels.philox.reference import MASK
 NEGLIGIBLE = 1e-25  # a probability this small beside the largest adds nothing to a float64
 INDEX_BITS = np.uint64(32)
 INDEX_MASK = np.uint64(MASK)
-# no reordering of sums: a draw is to have the bits of the plain version
-COMPILED = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 def permutation_null(clusters: Tensor, labels: Tensor, *, draws: range, seed: int, channel: Tensor) -> Tensor:
@@ -43,7 +40,7 @@ def permutation_null(clusters: Tensor, labels: Tensor, *, draws: range, seed: in
     return result
 
 
-@njit(**COMPILED)
+@compiled(in_order=True)
 def _draw_each(rows, labels, channel, apart, logarithms, result, start, stop, first, key0, key1, cells, log_samples):
     """NMI of the (channel, draw) pairs start..stop in the result's order; `rows` are clusters times classes."""
     samples, draws = rows.shape[1], result.shape[1]
@@ -71,7 +68,7 @@ def _draw_each(rows, labels, channel, apart, logarithms, result, start, stop, fi
             result[c, b] = min(max(2 * (apart[c] - (log_samples - total / samples)) / apart[c], 0.0), 1.0)
 
 
-@njit(**COMPILED)
+@compiled(in_order=True)
 def stable_order(words, order, starts, shift):
     """The stable order of `words` [K] uint64 < 2**32, in the low 32 bits of `order` [K] uint64.
 
@@ -129,7 +126,7 @@ def _moments_of_sums(
     over_threads(work, len(first))
 
 
-@njit(**COMPILED)
+@compiled(in_order=True)
 def _mark_pairs(present, together):
     """Whether any channel has classes of both sizes."""
     for c in range(len(present)):
@@ -139,7 +136,7 @@ def _mark_pairs(present, together):
                 together[b, b2] = True
 
 
-@njit(**COMPILED)
+@compiled(in_order=True)
 def _fill_means(b, b2, means, f):
     """E f(n), n of b2 marked samples among `drawn` of the N - b outside a class of b, for drawn = 0..N - b."""
     total = len(f) - 1
@@ -150,7 +147,7 @@ def _fill_means(b, b2, means, f):
             means[pair, drawn] = _dot(p, f, low, high)
 
 
-@njit(**COMPILED)
+@compiled(in_order=True)
 def _moments_each(cluster_sizes, class_sizes, first, second, place, means, f):
     total = len(f) - 1
     p = np.empty(total + 1)
@@ -166,7 +163,7 @@ def _moments_each(cluster_sizes, class_sizes, first, second, place, means, f):
         first[c], second[c] = _sums(a, a_count, b, b_count, elsewhere, p, f)
 
 
-@njit(**COMPILED)
+@compiled(in_order=True)
 def _sums(a, a_count, b, b_count, elsewhere, p, f):
     """Mean and mean square of sum f, from distinct sizes, how often each occurs, and M_b of each b."""
     total = len(f) - 1
@@ -199,7 +196,7 @@ def _sums(a, a_count, b, b_count, elsewhere, p, f):
     return first, second
 
 
-@njit(**COMPILED)
+@compiled(in_order=True)
 def _distinct(sizes, total, smallest):
     """The different sizes from `smallest` on, ascending, and how often each occurs."""
     count = np.zeros(total + 1, np.int64)
@@ -210,7 +207,7 @@ def _distinct(sizes, total, smallest):
     return values, count[values]
 
 
-@njit(**COMPILED)
+@compiled(in_order=True)
 def _dot(p, f, low, high):
     total = 0.0
     for n in range(low, high + 1):
@@ -218,7 +215,7 @@ def _dot(p, f, low, high):
     return total
 
 
-@njit(**COMPILED)
+@compiled(in_order=True)
 def hypergeometric(p, total, drawn, marked):
     """P(n) of n marked among `drawn` of `total` into p[n], from the mode outwards; returns the first and last n that matter."""
     fewest, most = max(0, drawn + marked - total), min(drawn, marked)

@@ -1,8 +1,8 @@
 """Philox 4x32-10 for loops compiled by Numba: device functions for any of them that draws its own numbers."""
 
 import numpy as np
-from numba import njit
 
+from psi_fast_kernels._compiled import compiled
 from psi_fast_kernels.philox import reference
 
 # Numba mixes a Python integer with an unsigned one in floating point, so every constant is typed
@@ -13,7 +13,7 @@ HALF = np.uint64(32)
 ROUNDS = reference.ROUNDS
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline=True)
 def philox4x32(c0, c1, c2, c3, k0, k1):
     """Four words in [0, 2**32), uint64, of the counter (block, draw, channel, stream) and the key's low and high word.
 
@@ -30,7 +30,7 @@ def philox4x32(c0, c1, c2, c3, k0, k1):
     return c0, c1, c2, c3
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def fill_words(words, stream, channel, draw, k0, k1):
     """The first len(words) words of (stream, channel, draw), as `philox.uint32` gives them, into `words` [count] uint64."""
     count = len(words)
