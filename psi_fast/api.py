@@ -17,7 +17,7 @@ from psi_fast.activation_tap import ActivationTap
 from psi_fast.config import PSIConfig
 from psi_fast.crops import distinct_crops, embed
 from psi_fast.encoders import Encoder, load_encoder
-from psi_fast.environment import device_info, pick_device, versions
+from psi_fast.environment import device_info, pick_backend, pick_device, versions
 from psi_fast.errors import InputError
 from psi_fast.evaluation import Background, evaluate
 from psi_fast.images import ImageSet, open_images
@@ -90,6 +90,7 @@ def score(
     config = config or PSIConfig()
     bars = Progress(progress)
     where = pick_device(device)
+    backend = pick_backend(config.backend, where)
     network = load_network(model)
     tap = ActivationTap(network, layer, where)
     chosen = _channel_ids(channels, tap.channels)
@@ -111,6 +112,7 @@ def score(
         "vocabulary": f"{words.name} {words.fingerprint}" if words else "the encoder's own",
         "code": store.code_fingerprint(),
         "device": where.type,
+        "backend": backend,
     }
     decides = {name: value for name, value in config.to_dict().items() if name not in ("batch_size", "backend")}
     about = {
@@ -258,6 +260,8 @@ def score_embeddings(
         An array has the wrong shape or type, or is not finite.
     """
     config = config or PSIConfig()
+    where = pick_device(device)
+    pick_backend(config.backend, where)
     patches = read_embeddings(embeddings, valid)
     channels, places = patches.index.shape
     width = patches.unique.shape[1]
@@ -280,7 +284,7 @@ def score_embeddings(
         bank,
         random,
         config,
-        pick_device(device),
+        where,
         Progress(progress),
         dead=np.zeros(channels, dtype=bool),
         max_activation=np.full(channels, np.nan, dtype=np.float32),

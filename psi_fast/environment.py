@@ -9,11 +9,14 @@ from typing import Any
 import torch
 
 from psi_fast.errors import ConfigError
+from psi_fast_kernels._backend import BACKENDS, BackendError, select_backend
 
 _PACKAGES = (
     "psi-fast",
     "torch",
     "torchvision",
+    "numba",
+    "triton",
     "numpy",
     "scipy",
     "pandas",
@@ -68,3 +71,11 @@ def pick_device(name: str) -> torch.device:
             "device cuda was asked for, but torch sees no GPU; use --device cpu, or check the driver with nvidia-smi"
         )
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def pick_backend(name: str, device: torch.device) -> str:
+    """The implementation of the numerics that `name` stands for on `device`; one asked for by name can run or is an error."""
+    try:
+        return select_backend(name, device, offers=BACKENDS[1:])
+    except BackendError as error:
+        raise ConfigError(str(error)) from error

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = sorted([*(ROOT / "psi_fast").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 SOURCES = sorted([*PRODUCT, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
-OPTIONAL = ("open_clip", "timm", "skimage", "efficientnet_lite_pytorch", "sklearn")
+OPTIONAL = ("open_clip", "timm", "skimage", "efficientnet_lite_pytorch", "sklearn", "faiss", "cuml")
 MAX_LINES = 400
 
 
@@ -49,6 +49,11 @@ def test_kernels_never_import_psi_fast(path):
 @pytest.mark.parametrize("path", [p for p in PRODUCT if not p.name.startswith("triton_")], ids=name_of)
 def test_only_triton_files_import_triton(path):
     assert not imports_any(path, "triton")
+
+
+@pytest.mark.parametrize("path", [p for p in PRODUCT if p.name not in ("numba_impl.py", "_compiled.py")], ids=name_of)
+def test_only_compiled_loops_import_numba(path):
+    assert not imports_any(path, "numba")
 
 
 @pytest.mark.parametrize("name", ["calibration", "config", "errors", "scores"])

@@ -1,53 +1,14 @@
 """score_embeddings: the table of cases, reproducibility, inputs of every kind, and the nulls beside them."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import replicas
 import torch
+from channels import QUICK, SCORED, inputs, run, same
 from scipy import stats
 from sklearn.metrics import normalized_mutual_info_score, silhouette_score
 
-import psi_fast.clustering
-import psi_fast.nulls
-import psi_fast_kernels.permutation_null.reference
-import psi_fast_kernels.rotation_null.reference
-import psi_fast_kernels.text_null.reference
 from psi_fast import PSIConfig, PsiFastError, score_embeddings
-
-QUICK = PSIConfig(draws=20, n_init=2, k_max=3)
-SCORED = [
-    "psi",
-    "log_psi",
-    "p",
-    "q",
-    *(x + y for x in "SQD" for y in ("", "_null_mean", "_null_sd", "_z", "_hat", "_p")),
-]
-INDEPENDENT_OF_THE_LAYER = [c for c in SCORED if c != "q"]
-
-
-def inputs(channels: int = 5, samples: int = 24, width: int = 16, concepts: int = 20, seed: int = 0):
-    """Embeddings [C, K, d] on a cone, half of them in clusters; labels [C, K]; text [P, d]."""
-    rng = np.random.default_rng(seed)
-    text = rng.normal(size=(concepts, width)) + 0.2
-    x = np.empty((channels, samples, width))
-    labels = np.empty((channels, samples), dtype=np.int64)
-    for c in range(channels):
-        chosen = rng.choice(concepts, 1 + c % 3, replace=False)
-        x[c], which = replicas.planted_clusters(samples, replicas.unit(text[chosen]), rng, noise=0.7)
-        labels[c] = np.where(rng.random(samples) < 0.7, which, rng.integers(6, size=samples))
-    return x.astype(np.float32), labels, text.astype(np.float32)
-
-
-def run(config: PSIConfig = QUICK, **changes):
-    x, labels, text = inputs()
-    arguments = {"embeddings": x, "labels": labels, "text": text} | changes
-    return score_embeddings(arguments.pop("embeddings"), config=config, **arguments)
-
-
-def same(a: pd.DataFrame, b: pd.DataFrame, **tolerance: float) -> None:
-    pd.testing.assert_frame_equal(a, b, check_exact=not tolerance, **tolerance)
-
 
 # ---- the observed values and the row
 
@@ -293,78 +254,6 @@ def test_places_that_hold_no_patch_are_ignored_whatever_they_hold():
     same(found.table, short.table)
     assert np.array_equal(found.labels[:, places], short.labels)
     assert (found.labels[~valid] == -1).all()
-
-
-# ---- reproducibility
-
-
-CHUNKED = [
-    (psi_fast.clustering, "draws_per_chunk"),
-    (psi_fast.nulls, "rows_per_chunk"),
-    (psi_fast_kernels.rotation_null.reference, "draws_per_chunk"),
-    (psi_fast_kernels.permutation_null.reference, "rows_per_chunk"),
-    (psi_fast_kernels.text_null.reference, "rows_per_chunk"),
-]
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 7])
-@pytest.mark.parametrize(("samples", "width"), [(24, 16), (41, 20)])
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"rotation": "radial", "text_null": "rotated"}, {"distinctness": "pairwise", "exact": True}],
-    ids=str,
-)
-@pytest.mark.parametrize("backend", ["torch", "numba"])
-def test_same_table_bit_for_bit_whatever_the_chunks(chunk, samples, width, changes, backend, monkeypatch):
-    x, labels, text = inputs(7, samples, width)
-    valid = np.ones(labels.shape, dtype=bool)
-    valid[2:5, -5:] = False  # two groups of channels
-    config = PSIConfig(draws=20, n_init=2, k_max=3, backend=backend, **changes)
-    whole = score_embeddings(x, labels=labels, text=text, valid=valid, config=config)
-    for module, name in CHUNKED:
-        monkeypatch.setattr(module, name, lambda *_, **__: chunk)
-    monkeypatch.setattr(psi_fast.nulls, "CHANNELS", {"cpu": chunk})
-    parts = score_embeddings(x, labels=labels, text=text, valid=valid, config=config)
-    same(parts.table, whole.table)
-    assert np.array_equal(parts.labels, whole.labels)
-
-
-@pytest.mark.parametrize("block", [1, 7, 20])
-def test_blocks_of_draws_change_rounding_only(block, monkeypatch):
-    x, labels, text = inputs()
-    config = PSIConfig(draws=20, n_init=2, k_max=3)
-    whole = score_embeddings(x, labels=labels, text=text, config=config).table
-    for name in ("BLOCK", "CHEAP_BLOCK"):
-        monkeypatch.setattr(psi_fast.nulls, name, block)
-    parts = score_embeddings(x, labels=labels, text=text, config=config).table
-    numbers = whole.select_dtypes("number").columns
-    np.testing.assert_allclose(parts[numbers], whole[numbers], rtol=1e-6, atol=1e-9)
-
-
-def test_a_channel_does_not_depend_on_the_others():
-    x, labels, text = inputs()
-    config = PSIConfig(draws=20, n_init=2, k_max=3, center=False)
-    whole = score_embeddings(x, labels=labels, text=text, config=config).table
-    for count in (1, 3):
-        part = score_embeddings(x[:count], labels=labels[:count], text=text, config=config).table
-        same(part[INDEPENDENT_OF_THE_LAYER], whole[INDEPENDENT_OF_THE_LAYER][:count])
-
-
-def test_the_seed_decides():
-    same(run().table, run().table)
-    first, other = run().table, run(PSIConfig(draws=20, n_init=2, k_max=3, seed=1)).table
-    for x in "SQD":
-        assert (first[f"{x}_null_mean"] != other[f"{x}_null_mean"]).all()
-
-
-def test_more_draws_begin_with_the_fewer():
-    """Draws are counted, not streamed: 20 of 40 draws are the 20 draws."""
-    few, many = run(), run(PSIConfig(draws=40, n_init=2, k_max=3))
-    for x in "SQD":
-        reached_few = (few.table[f"{x}_p"] * 21 - 1).round()
-        reached_many = (many.table[f"{x}_p"] * 41 - 1).round()
-        assert (reached_few <= reached_many).all()
-        assert (reached_many <= reached_few + 20).all()
 
 
 # ---- nulls and baselines
