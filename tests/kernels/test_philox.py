@@ -130,7 +130,7 @@ def test_integers_are_uniform(below):
         ({"draw": torch.zeros(1)}, "int64 on one device, got torch.int64 on cpu and torch.float32 on cpu"),
         ({"channel": torch.zeros(1, dtype=torch.int32)}, "int64 on one device"),
         ({"draw": torch.zeros(1, dtype=torch.int64, device="meta")}, "on one device, got .* on cpu and .* on meta"),
-        ({"backend": "numba"}, "no 'numba' backend"),
+        ({"backend": "cuml"}, "no 'cuml' backend"),
     ],
 )
 def test_arguments_out_of_range_are_named(change, text):

@@ -1,9 +1,14 @@
-"""Philox 4x32-10 for loops compiled by Numba: device functions for any of them that draws its own numbers."""
+"""Philox 4x32-10 compiled by Numba: for loops that draw their own numbers, and the op itself."""
+
+import math
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from psi_fast_kernels._compiled import compiled
+from psi_fast_kernels._compiled import compiled, over_threads
 from psi_fast_kernels.philox import reference
+from psi_fast_kernels.philox.reference import TWO_32
 
 # Numba mixes a Python integer with an unsigned one in floating point, so every constant is typed
 MULTIPLIER_0, MULTIPLIER_1 = (np.uint64(multiplier) for multiplier in reference.MULTIPLIERS)
@@ -45,3 +50,63 @@ def fill_words(words, stream, channel, draw, k0, k1):
         rest = philox4x32(whole, draw, channel, stream, k0, k1)
         for i in range(count - 4 * whole):
             words[4 * whole + i] = rest[i]
+
+
+def uint32(seed: int, stream: int, channel: Tensor, draw: Tensor, count: int) -> Tensor:
+    """See `psi_fast_kernels.philox.op.uint32`."""
+    return _filled(_words_each, torch.int64, seed, stream, channel, draw, count)
+
+
+def uniform(seed: int, stream: int, channel: Tensor, draw: Tensor, count: int) -> Tensor:
+    """See `psi_fast_kernels.philox.op.uniform`."""
+    return (uint32(seed, stream, channel, draw, count).double() + 0.5) / TWO_32
+
+
+def normal(seed: int, stream: int, channel: Tensor, draw: Tensor, count: int) -> Tensor:
+    """See `psi_fast_kernels.philox.op.normal`."""
+    return _filled(_normal_each, torch.float64, seed, stream, channel, draw, count)
+
+
+def integers(seed: int, stream: int, channel: Tensor, draw: Tensor, count: int, below: int) -> Tensor:
+    """See `psi_fast_kernels.philox.op.integers`."""
+    return (uint32(seed, stream, channel, draw, count) * below) >> 32
+
+
+def permutation(seed: int, stream: int, channel: Tensor, draw: Tensor, count: int) -> Tensor:
+    """See `psi_fast_kernels.philox.op.permutation`."""
+    return uint32(seed, stream, channel, draw, count).argsort(dim=-1, stable=True)
+
+
+def _filled(fill, dtype: torch.dtype, seed: int, stream: int, channel: Tensor, draw: Tensor, count: int) -> Tensor:
+    channel, draw = torch.broadcast_tensors(channel, draw)
+    result = torch.empty(*channel.shape, count, dtype=dtype)
+    ids = [x.reshape(-1).numpy() for x in (channel, draw)]
+    rows = result.view(-1, count).numpy() if result.numel() else np.empty((0, count))
+    over_threads(
+        lambda part: fill(rows[part], int(stream), *(x[part] for x in ids), seed & reference.MASK, seed >> 32),
+        len(rows),
+    )
+    return result
+
+
+@compiled(in_order=True)
+def _words_each(rows, stream, channel, draw, k0, k1):
+    words = np.empty(rows.shape[1], np.uint64)
+    for i in range(len(rows)):
+        fill_words(words, stream, channel[i], draw[i], k0, k1)
+        rows[i] = words
+
+
+@compiled(in_order=True)
+def _normal_each(rows, stream, channel, draw, k0, k1):
+    """By Box and Muller: two numbers of two words."""
+    count = rows.shape[1]
+    words = np.empty(count + count % 2, np.uint64)
+    for i in range(len(rows)):
+        fill_words(words, stream, channel[i], draw[i], k0, k1)
+        for j in range(0, count, 2):
+            radius = math.sqrt(-2 * math.log((words[j] + 0.5) / TWO_32))
+            angle = 2 * math.pi * ((words[j + 1] + 0.5) / TWO_32)
+            rows[i, j] = radius * math.cos(angle)
+            if j + 1 < count:
+                rows[i, j + 1] = radius * math.sin(angle)

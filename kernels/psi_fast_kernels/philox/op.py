@@ -10,7 +10,7 @@ from torch import Tensor
 
 from psi_fast_kernels._backend import implementation
 
-OFFERS = ("triton", "torch")
+OFFERS = ("triton", "numba", "torch")
 
 
 def uint32(seed: int, stream: int, channel: Tensor, draw: Tensor, count: int, *, backend: str = "auto") -> Tensor:
@@ -22,7 +22,7 @@ def uint32(seed: int, stream: int, channel: Tensor, draw: Tensor, count: int, *,
     stream : int in [0, 2**32), keeps the uses of one seed apart
     channel, draw : int64 tensors of shapes that broadcast to [...], in [0, 2**32), on one device
     count : int >= 0
-    backend : {"auto", "triton", "torch"}
+    backend : {"auto", "triton", "numba", "torch"}
     """
     return _module(seed, stream, channel, draw, count, backend).uint32(seed, stream, channel, draw, count)
 
