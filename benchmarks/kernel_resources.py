@@ -109,10 +109,11 @@ def main() -> None:
     """Compile, and print or write what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ops", nargs="*", default=list(OPS), help="all of them by default")
+    parser.add_argument("--architectures", nargs="*", type=int, default=list(ARCHITECTURES), help="80, 90, 100")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", action="store_true", help="put the table into kernels/README.md")
     options = parser.parse_args()
-    found = rows(options.ops)
+    found = rows(options.ops, tuple(options.architectures))
     console = Console(highlight=False)
     if options.json:
         console.file.write(json.dumps([asdict(row) for row in found]) + "\n")

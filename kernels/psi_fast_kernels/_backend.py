@@ -3,13 +3,17 @@
 import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from types import ModuleType
 
 import torch
 
+from psi_fast_kernels._hardware import architecture_of
+
 BACKENDS = ("auto", "triton", "numba", "torch", "cuml")
 FILES = {"triton": "triton_impl", "numba": "numba_impl", "torch": "reference", "cuml": "cuml_impl"}
+BLACKWELL = "3.9"  # the triton that compiles every kernel for sm_100; the compiler of 3.6 fails on some
 PREFERRED = {"cuda": ("triton", "torch"), "cpu": ("numba", "torch")}
 
 
@@ -75,6 +79,19 @@ def missing_for(name: str, device: torch.device) -> str | None:
         return f"it runs on a CPU, and the data are on {device}"
     if name == "cuml" and device.type != "cuda":
         return f"it needs a CUDA device, and the data are on {device}"
+    if (
+        name == "triton"
+        and device.type == "cuda"
+        and architecture_of(device) >= 100
+        and not _recent("triton", BLACKWELL)
+    ):
+        return f"its kernels compile for this GPU from triton {BLACKWELL} on, and {version('triton')} is installed"
     if name == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"it needs a CUDA device (or TRITON_INTERPRET=1, set before the start), and the data are on {device}"
     return None
+
+
+def _recent(package: str, least: str) -> bool:
+    """Whether the installed version is `least` or a later one."""
+    installed, wanted = (tuple(int(part) for part in text.split(".")[:2]) for text in (version(package), least))
+    return installed >= wanted

@@ -143,3 +143,14 @@ def test_rows_per_chunk():
     assert rows_per_chunk(100, budget_bytes=1000) == 10
     assert rows_per_chunk(10_000, budget_bytes=1000) == 1
     assert rows_per_chunk(0, budget_bytes=1000) == 1000
+
+
+@pytest.mark.parametrize(
+    ("architecture", "installed", "runs"),
+    [(90, "3.6.0", True), (80, "3.6.0", True), (100, "3.6.0", False), (100, "3.9.0", True), (120, "3.10.1", True)],
+)
+def test_triton_must_be_recent_enough_for_the_gpu(architecture, installed, runs, monkeypatch):
+    monkeypatch.setattr(_backend, "architecture_of", lambda device: architecture)
+    monkeypatch.setattr(_backend, "version", lambda package: installed)
+    lacking = missing_for("triton", CUDA)
+    assert lacking is None if runs else "from triton 3.9 on, and 3.6.0 is installed" in lacking
