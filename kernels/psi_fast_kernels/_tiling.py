@@ -58,3 +58,8 @@ def pass_columns_of(architecture: int) -> int:
 def warps_of(tile: int) -> int:
     """Warps of a program that holds a [tile, tile] matrix."""
     return 8 if tile >= TILE else 4
+
+
+def launch_bytes(free: int) -> int:
+    """Bytes that one launch may take for its scratch: enough to fill a GPU, an eighth of what is free at most."""
+    return min(free // 8, 2**30)

@@ -8,6 +8,7 @@ from scipy import stats
 
 from psi_fast_kernels.rotation_null import (
     ROTATIONS,
+    pool,
     reference,
     rotation_null,
     rotation_pool,
@@ -164,6 +165,21 @@ def test_flat_columns_carry_the_kurtosis_they_are_asked_for(flat):
     kurtosis = samples * columns.pow(4).sum(1)
     error = float(kurtosis.std()) / kurtosis.numel() ** 0.5
     assert abs(float(kurtosis.mean()) - (3 - 1.2 * flat**4)) < 4 * error + 6 / samples
+
+
+@pytest.mark.parametrize("size", [1, 5, 99])
+def test_both_ways_to_orthogonal_factors_agree(size):
+    x = torch.randn(20, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
+    q, failed = pool.by_cholesky(x)
+    assert not failed
+    torch.testing.assert_close(q, pool.by_reflections(x), rtol=0, atol=1e-9)
+    torch.testing.assert_close(q.mT @ q, torch.eye(size, dtype=x.dtype).expand_as(x), rtol=0, atol=1e-12)
+
+
+def test_a_singular_matrix_is_told_from_the_others():
+    x = torch.eye(3, dtype=torch.float64).repeat(2, 1, 1)
+    x[1, 2] = x[1, 1]
+    assert pool.by_cholesky(x)[1]
 
 
 @pytest.mark.parametrize("rotation", ["radial", "gaussian"])

@@ -9,7 +9,15 @@ from torch.nn.functional import pad
 from psi_fast_kernels._chunks import in_chunks
 from psi_fast_kernels._hardware import architecture_of, free_bytes
 from psi_fast_kernels._specimen import Specimen
-from psi_fast_kernels._tiling import TILE, cluster_columns, pass_columns_of, rows_per_chunk, tile_of, warps_of
+from psi_fast_kernels._tiling import (
+    TILE,
+    cluster_columns,
+    launch_bytes,
+    pass_columns_of,
+    rows_per_chunk,
+    tile_of,
+    warps_of,
+)
 from psi_fast_kernels.cluster.reference import SAME, Clustering
 from psi_fast_kernels.cluster.triton_blocks import cluster_blocks
 from psi_fast_kernels.cluster.triton_tile import best_clustering
@@ -38,7 +46,9 @@ def cluster(
             whole[part] = own
 
     per_problem = 12 * tile * tile + n_init * (4 * tile * columns * groups + 8 * k_max * samples)
-    in_chunks(work, problems, rows_per_chunk(per_problem, budget_bytes=free_bytes(gram.device) // 8), "problems")
+    in_chunks(
+        work, problems, rows_per_chunk(per_problem, budget_bytes=launch_bytes(free_bytes(gram.device))), "problems"
+    )
     return found
 
 

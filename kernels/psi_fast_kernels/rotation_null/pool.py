@@ -37,11 +37,36 @@ def rotation_pool(
     if rotation == "gaussian":
         mix = normal(seed, Stream.ROTATION, none, draw, samples * axes).unflatten(-1, (samples, axes)) / axes**0.5
     else:
-        q, r = torch.linalg.qr(normal(seed, Stream.ROTATION, none, draw, axes * axes).unflatten(-1, (axes, axes)))
-        mix = orthogonal_to_ones(samples, q) @ (q * r.diagonal(dim1=1, dim2=2).sign()[:, None])  # signs make it Haar
+        q = haar(normal(seed, Stream.ROTATION, none, draw, axes * axes).unflatten(-1, (axes, axes)))
+        mix = orthogonal_to_ones(samples, q) @ q
     uniforms = (2 * uniform(seed, Stream.FLAT_AXES_UNIFORM, none, draw, samples * flat) - 1) * 3**0.5
     normals = normal(seed, Stream.FLAT_AXES_NORMAL, none, draw, samples * flat)
     columns = torch.cat([part.unflatten(-1, (samples, flat)) for part in (uniforms, normals)], dim=-1).mT
     columns = columns - columns.mean(-1, keepdim=True)
     parts = (mix, columns, columns @ mix, columns @ columns.mT)
     return Pool(draw, *(part.to(dtype).contiguous() for part in parts))
+
+
+def haar(normals: Tensor) -> Tensor:
+    """The orthogonal factors Q of normal matrices X = Q R [B, n, n] with a positive diagonal of R: Haar distributed."""
+    if normals.device.type == "cpu":
+        return by_reflections(normals)
+    # a GPU's library takes reflections matrix by matrix, but factors and solves a batch at once
+    q, failed = by_cholesky(normals)
+    return by_reflections(normals) if failed else q
+
+
+def by_reflections(x: Tensor) -> Tensor:
+    """Q by Householder's reflections."""
+    q, r = torch.linalg.qr(x)
+    return q * r.diagonal(dim1=1, dim2=2).sign()[:, None]
+
+
+def by_cholesky(x: Tensor) -> tuple[Tensor, bool]:
+    """Q by Cholesky factors of X^T X, twice since the first pass squares the condition; and whether a factor failed."""
+    failed = False
+    for _ in range(2):
+        r, info = torch.linalg.cholesky_ex(x.mT @ x, upper=True)
+        failed |= bool(info.any())
+        x = torch.linalg.solve_triangular(r, x, upper=True, left=False)
+    return x, failed

@@ -13,7 +13,15 @@ from psi_fast_kernels._chunks import in_chunks
 from psi_fast_kernels._hardware import architecture_of, free_bytes
 from psi_fast_kernels._specimen import Specimen
 from psi_fast_kernels._streams import Stream
-from psi_fast_kernels._tiling import TILE, cluster_columns, pass_columns_of, rows_per_chunk, tile_of, warps_of
+from psi_fast_kernels._tiling import (
+    TILE,
+    cluster_columns,
+    launch_bytes,
+    pass_columns_of,
+    rows_per_chunk,
+    tile_of,
+    warps_of,
+)
 from psi_fast_kernels.cluster.triton_tile import best_clustering, split
 from psi_fast_kernels.philox.triton_impl import key_words
 from psi_fast_kernels.rotation_null import reference
@@ -62,7 +70,7 @@ def rotation_null(
             num_warps=warps_of(tile), num_stages=1,
         )  # fmt: skip
 
-    in_chunks(work, channels, rows_per_chunk(per_channel, budget_bytes=free_bytes(device) // 8), "channels")
+    in_chunks(work, channels, rows_per_chunk(per_channel, budget_bytes=launch_bytes(free_bytes(device))), "channels")
     return result.to(tangent.angles.dtype)
 
 
