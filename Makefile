@@ -2,13 +2,20 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/psi-fast demo --out runs/demo
 
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest
+
+# What this machine can measure; the README's table and the figures are made from the rows.
+bench: $(VENV)/.dev
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-disable-gc --benchmark-columns=median,iqr,rounds
+	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/table.py --write
+	$(BIN)/python benchmarks/plot.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
