@@ -5,7 +5,7 @@ from torch import Tensor
 from psi_fast_kernels._backend import implementation
 from psi_fast_kernels.cluster.reference import Clustering
 
-OFFERS = ("triton", "numba", "torch")
+OFFERS = ("triton", "numba", "torch", "cuml")
 
 
 def cluster(
@@ -32,7 +32,7 @@ def cluster(
         Key of the random starts.
     channel, draw : [N] int64
         What the starts of each problem depend on, besides the key.
-    backend : {"auto", "triton", "numba", "torch"}
+    backend : {"auto", "triton", "numba", "torch", "cuml"}
 
     Returns
     -------
