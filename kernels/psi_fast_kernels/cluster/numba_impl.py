@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from psi_fast_kernels._compiled import compiled, over_threads
-from psi_fast_kernels.cluster.reference import CANDIDATES, MAX_STEPS, SAME, Clustering
+from psi_fast_kernels.cluster.reference import ALIKE, CANDIDATES, MAX_STEPS, SAME, Clustering
 from psi_fast_kernels.philox.numba_impl import philox4x32
 
 
@@ -122,7 +122,7 @@ def _next_start(gram, numbers, index, similarity, nearest, rows):
     total = 0.0
     for i in range(samples):
         total += dist2[i]
-    best, smallest, chosen = 0, np.inf, 0
+    remaining, chosen = np.zeros(CANDIDATES), np.empty(CANDIDATES, np.int64)
     for candidate in range(CANDIDATES):
         target, drawn, cumulated = numbers[candidate] * total, samples - 1, 0.0
         for i in range(samples):
@@ -130,16 +130,18 @@ def _next_start(gram, numbers, index, similarity, nearest, rows):
             if cumulated > target:
                 drawn = i
                 break
-        left, remaining = rows[2 + candidate], 0.0
+        left = rows[2 + candidate]
+        chosen[candidate] = drawn
         for i in range(samples):
             left[i] = min(max(gram[i, i] + gram[drawn, drawn] - 2 * gram[drawn, i], 0), dist2[i])
-            remaining += left[i]
-        if remaining < smallest:
-            best, smallest, chosen = candidate, remaining, drawn
+            remaining[candidate] += left[i]
+    best = 0
+    while remaining[best] > (1 + ALIKE) * remaining.min():
+        best += 1
     dist2[:] = rows[2 + best]
     for i in range(samples):
-        if gram[chosen, i] > similarity[i]:
-            similarity[i], nearest[i] = gram[chosen, i], index
+        if gram[chosen[best], i] > similarity[i]:
+            similarity[i], nearest[i] = gram[chosen[best], i], index
 
 
 @compiled

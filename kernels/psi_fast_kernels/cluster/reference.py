@@ -18,6 +18,7 @@ from psi_fast_kernels.philox import uniform
 MAX_STEPS = 50
 SAME = 16  # samples whose cosines all lie this many roundings below 1, or closer, are one point
 CANDIDATES = 3  # 2 + log k, rounded down, for k = 3..7
+ALIKE = 1e-5  # relative; candidates whose sums lie this close are equal: two that cover each other leave the same sum
 
 
 class Clustering(NamedTuple):
@@ -71,7 +72,7 @@ def plus_plus(gram: Tensor, numbers: Tensor) -> Tensor:
     """Similarity of every sample to each greedy k-means++ start, [N, R, k, K].
 
     Each start after the first is the best of CANDIDATES samples drawn by their squared distance to the starts so far:
-    the one that leaves the smallest sum of squared distances.
+    the one that leaves the smallest sum of squared distances, of nearly equal ones the first.
 
     Parameters
     ----------
@@ -98,7 +99,9 @@ def plus_plus(gram: Tensor, numbers: Tensor) -> Tensor:
         column = gram[rows, drawn]
         left = _dist2_to(diagonal, diagonal.gather(1, drawn), column).unflatten(1, (restarts, candidates))
         left = torch.minimum(left, dist2[:, :, None])
-        best = left.sum(-1).argmin(-1)[..., None, None].expand(-1, -1, 1, samples)
+        remaining = left.sum(-1)
+        first = (remaining <= (1 + ALIKE) * remaining.amin(-1, keepdim=True)).int().argmax(-1)
+        best = first[..., None, None].expand(-1, -1, 1, samples)
         similarity.append(column.unflatten(1, (restarts, candidates)).gather(2, best)[:, :, 0])
         dist2 = left.gather(2, best)[:, :, 0]
     return torch.stack(similarity, dim=2)

@@ -11,12 +11,13 @@ float32 at the speed of float16.
 import triton
 import triton.language as tl
 
-from psi_fast_kernels.cluster.reference import CANDIDATES, MAX_STEPS, SAME
+from psi_fast_kernels.cluster.reference import ALIKE, CANDIDATES, MAX_STEPS, SAME
 from psi_fast_kernels.philox.triton_impl import philox4x32, to_uniform32
 
 RESTARTS = tl.constexpr(4)  # that draw their starts at once
 PLACES = tl.constexpr(4)  # candidates, up to a power of two
 DRAWN = tl.constexpr(CANDIDATES)
+MARGIN = tl.constexpr(1 + ALIKE)
 STEPS = tl.constexpr(MAX_STEPS)
 ONE_POINT = tl.constexpr(SAME * 2.0**-23)
 TINY = tl.constexpr(2.0**-126)
@@ -126,7 +127,8 @@ def store_starts(
             left = tl.minimum(left, dist2[:, None, :])  # 0 where there is no sample
             remaining = tl.where(candidate < tl.where(step == 0, 1, DRAWN), tl.sum(left, 2), float("inf"))
             smallest = tl.min(remaining, 1)
-            chosen = candidate == tl.min(tl.where(remaining == smallest[:, None], candidate, PLACES), 1)[:, None]
+            earliest = tl.min(tl.where(remaining <= smallest[:, None] * MARGIN, candidate, PLACES), 1)
+            chosen = candidate == earliest[:, None]
             dist2 = tl.sum(tl.where(chosen[:, :, None], left, 0.0), 1)
             start = tl.sum(tl.where(chosen, drawn, 0), 1)
             tl.store(starts + (base - first + restart) * P + step, start, mask=base + restart < last)

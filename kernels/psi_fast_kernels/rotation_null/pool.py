@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from psi_fast_kernels._batched import products
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels.philox import normal, uniform
 from psi_fast_kernels.rotation_null.tangent import flat_axes, orthogonal_to_ones
@@ -38,12 +39,12 @@ def rotation_pool(
         mix = normal(seed, Stream.ROTATION, none, draw, samples * axes).unflatten(-1, (samples, axes)) / axes**0.5
     else:
         q = haar(normal(seed, Stream.ROTATION, none, draw, axes * axes).unflatten(-1, (axes, axes)))
-        mix = orthogonal_to_ones(samples, q) @ q
+        mix = products(orthogonal_to_ones(samples, q).expand(len(q), -1, -1), q)
     uniforms = (2 * uniform(seed, Stream.FLAT_AXES_UNIFORM, none, draw, samples * flat) - 1) * 3**0.5
     normals = normal(seed, Stream.FLAT_AXES_NORMAL, none, draw, samples * flat)
     columns = torch.cat([part.unflatten(-1, (samples, flat)) for part in (uniforms, normals)], dim=-1).mT
     columns = columns - columns.mean(-1, keepdim=True)
-    parts = (mix, columns, columns @ mix, columns @ columns.mT)
+    parts = (mix, columns, products(columns, mix), products(columns, columns.mT))
     return Pool(draw, *(part.to(dtype).contiguous() for part in parts))
 
 
