@@ -12,7 +12,7 @@ test: $(VENV)/.dev lint
 
 # What this machine can measure; the README's table and the figures are made from the rows.
 bench: $(VENV)/.dev
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-disable-gc --benchmark-columns=median,iqr,rounds
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-max-time=0.3 --benchmark-min-rounds=3 --benchmark-columns=median,iqr,rounds
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/table.py --write
 	$(BIN)/python benchmarks/plot.py

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from shutil import which
 from typing import NamedTuple
 
 import torch
@@ -200,8 +201,8 @@ def default_path(device: torch.device, threads: int) -> Path:
 def commit() -> str:
     """Short name of the checkout's commit, with "+" when the code measured has changes; "unknown" outside a checkout."""
     given = os.environ.get("BENCH_COMMIT")
-    if given:
-        return given
+    if given or which("git") is None:
+        return given or "unknown"
     head = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )

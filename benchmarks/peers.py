@@ -46,7 +46,7 @@ def scikit_learn(pool: ProcessPoolExecutor, x: Tensor, k: int, n_init: int) -> T
     return torch.tensor(list(rows), device=x.device)[:, None]
 
 
-def _scikit_learn(x, k: int, n_init: int) -> list[int]:
+def _scikit_learn(x: np.ndarray, k: int, n_init: int) -> list[int]:
     from sklearn.cluster import KMeans
 
     return KMeans(k, n_init=n_init, max_iter=MAX_STEPS, random_state=0).fit(x).labels_.tolist()
@@ -217,12 +217,13 @@ def naive_loop(x: Tensor, text: Tensor, draws: int, k_max: int, n_init: int) -> 
 
 def scikit_learn_loop(pool: ProcessPoolExecutor, x: Tensor, text: Tensor, draws: int, k_max: int, n_init: int) -> None:
     """`null_loop` with scikit-learn for the channels x [C, K, d], a channel a task."""
-    shared = (repeat(value) for value in (text.cpu().double(), draws, k_max, n_init))
-    list(pool.map(_scikit_learn_draws, x.cpu().double(), *shared))
+    shared = (repeat(value) for value in (text.double().cpu().numpy(), draws, k_max, n_init))
+    list(pool.map(_scikit_learn_draws, x.double().cpu().numpy(), *shared))
 
 
-def _scikit_learn_draws(x: Tensor, text: Tensor, draws: int, k_max: int, n_init: int) -> list[float]:
-    return null_loop(lambda drawn: scikit_learn_silhouette(drawn, k_max, n_init), x, text, draws, k_max)
+def _scikit_learn_draws(x: np.ndarray, text: np.ndarray, draws: int, k_max: int, n_init: int) -> list[float]:
+    given = (torch.from_numpy(x), torch.from_numpy(text), draws, k_max)
+    return null_loop(lambda drawn: scikit_learn_silhouette(drawn, k_max, n_init), *given)
 
 
 def scikit_learn_silhouette(x: Tensor, k_max: int, n_init: int) -> float:
@@ -254,4 +255,4 @@ def processes(count: int) -> Iterator[ProcessPoolExecutor]:
 
 def _warm_up() -> None:
     torch.set_num_threads(1)
-    _scikit_learn_draws(torch.eye(16).double(), torch.eye(16).double(), 1, 3, 1)
+    _scikit_learn_draws(np.eye(16), np.eye(16), 1, 3, 1)

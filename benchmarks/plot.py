@@ -5,6 +5,8 @@ python benchmarks/plot.py --folder /tmp/figures --kind png
 """
 
 import argparse
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -14,6 +16,7 @@ from harness import ROOT, Row, latest, read, result_files, say
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from scaling import time_slope
 
 AXES = {"draws": "draws B", "channels": "channels C", "samples": "samples K", "n_init": "restarts n_init"}
@@ -28,6 +31,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#e4e4e4",
     "svg.fonttype": "none",
     "svg.hashsalt": "psi_fast",
@@ -36,33 +40,34 @@ STYLE = {
 
 
 def scaling(rows: list[Row]) -> Figure:
-    """Time over each size, with its slope where there are enough points; peak memory over draws."""
-    figure, panels = plt.subplots(1, 5, figsize=(11, 2.7), layout="constrained")
+    """Time over each size, with the slope where it should be 1; peak memory over draws."""
+    figure, panels = plt.subplots(1, 5, figsize=(11, 2.6), layout="constrained")
     for axes, (varies, label) in zip(panels, AXES.items(), strict=False):
-        for op, (name, colour) in OPS.items():
-            points = _points(rows, op, varies)
-            if points:
-                slope = time_slope(rows, op, varies)
-                text = f"{name}, slope {slope:.2f}" if varies in ("draws", "channels") and slope == slope else name
-                axes.plot(
-                    *zip(*[(x, row.time_ms_p50 / 1e3) for x, row in points], strict=True),
-                    "o-",
-                    ms=3,
-                    color=colour,
-                    label=text,
-                )
-        _logarithmic(axes, label, "seconds")
-        if axes.has_data():
-            axes.legend(fontsize=6)
-    for op, (name, colour) in OPS.items():
-        points = _points(rows, op, "draws")
-        if points:
-            panels[-1].plot(
-                *zip(*[(x, row.peak_mem_mib) for x, row in points], strict=True), "o-", ms=3, color=colour, label=name
+        for op in OPS:
+            slope = time_slope(rows, op, varies) if varies in ("draws", "channels") else math.nan
+            _line(
+                axes, rows, op, varies, lambda row: row.time_ms_p50 / 1e3, "" if math.isnan(slope) else f"{slope:.2f}"
             )
-    panels[-1].set_ylim(bottom=0)
-    _logarithmic(panels[-1], AXES["draws"], "peak memory, MiB", both=False)
-    return _titled(figure, rows)
+        axes.set(xscale="log", yscale="log", xlabel=label, ylabel="seconds")
+        axes.minorticks_off()
+        if varies in ("samples", "n_init"):
+            values = sorted({row.value for row in rows if row.varies == varies})
+            axes.set_xticks(values, [str(value) for value in values])
+    for op in OPS:
+        _line(panels[-1], rows, op, "draws", lambda row: row.peak_mem_mib)
+    panels[-1].set(xscale="log", xlabel=AXES["draws"], ylabel="peak memory, MiB", ylim=(0, None))
+    handles = [Line2D([], [], color=colour, marker="o", ms=3, label=name) for name, colour in OPS.values()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return _titled(figure, rows, "; numbers are slopes")
+
+
+def _line(axes: Axes, rows: list[Row], op: str, varies: str, value: Callable[[Row], float], text: str = "") -> None:
+    """One op's series, with `text` at its end."""
+    own = sorted((row for row in rows if (row.op, row.varies, row.peer) == (op, varies, "")), key=lambda row: row.value)
+    if own:
+        x, y = [row.value for row in own], [value(row) for row in own]
+        axes.plot(x, y, "o-", ms=3, color=OPS[op][1])
+        axes.annotate(text, (x[-1], y[-1]), (3, 2), textcoords="offset points", fontsize=7, color=OPS[op][1])
 
 
 def peers(rows: list[Row]) -> Figure:
@@ -86,17 +91,11 @@ def peers(rows: list[Row]) -> Figure:
             [f"{row.draws_per_s:,.0f}" if row.draws_per_s >= 10 else f"{row.draws_per_s:.1f}" for row in own],
             padding=2,
         )
-        axes.set(xscale="log", title=title)
+        axes.set(xscale="log", title=title, xlim=(1, None))
         axes.margins(x=0.15)
         axes.grid(visible=False, axis="y")
         axes.invert_yaxis()
     return _titled(figure, rows)
-
-
-def _points(rows: list[Row], op: str, varies: str) -> list[tuple[int, Row]]:
-    return sorted(
-        ((row.value, row) for row in rows if (row.op, row.varies, row.peer) == (op, varies, "")), key=lambda p: p[0]
-    )
 
 
 def _distinct(rows: list[Row]) -> list[Row]:
@@ -104,18 +103,11 @@ def _distinct(rows: list[Row]) -> list[Row]:
     return sorted({(row.peer, row.backend): row for row in rows}.values(), key=lambda row: -row.draws_per_s)
 
 
-def _logarithmic(axes: Axes, x: str, y: str, *, both: bool = True) -> None:
-    axes.set(xscale="log", xlabel=x, ylabel=y)
-    if both:
-        axes.set_yscale("log")
-    axes.minorticks_off()
-
-
-def _titled(figure: Figure, rows: list[Row]) -> Figure:
+def _titled(figure: Figure, rows: list[Row], more: str = "") -> Figure:
     first = rows[0]
-    figure.suptitle(
-        f"{first.device}, {first.threads} threads, commit {first.commit}, {first.run[:10]}", fontsize=8, color="#555555"
-    )
+    threads = f"{first.threads} thread{'s' if first.threads > 1 else ''}"
+    text = f"{first.device}, {threads}, commit {first.commit}, {first.run[:10]}{more}"
+    figure.suptitle(text, fontsize=8, color="#555555")
     return figure
 
 

@@ -50,6 +50,8 @@ from peers import (
 from scaling import START, series
 from workloads import FIRST, OPS, Case, concepts, embeddings, grams, measure, work
 
+from psi_fast_kernels._backend import select_backend
+
 FIRST_VERSION = "0f5f788"
 BACKENDS = {"cpu": ("numba", "torch"), "cuda": ("triton", "torch")}
 
@@ -104,8 +106,9 @@ class Session:
         sizes = {
             name: getattr(case, name) for name in ("op", "channels", "draws", "samples", "width", "k_max", "n_init")
         }
+        ran = backend or select_backend(case.backend, self.device, offers=("triton", "numba", "torch"))
         row = Row(
-            **asdict(self.machine), **sizes, **empty, backend=backend or case.backend, peer=peer, varies=varies,
+            **asdict(self.machine), **sizes, **empty, backend=ran, peer=peer, varies=varies,
             value=getattr(case, varies) if varies else 0,
         )  # fmt: skip
         floor = 0.0 if peer else self.rates.floor_ms(work(case, self.device))
@@ -131,6 +134,8 @@ def part_ops(session: Session) -> None:
     for op in OPS:
         for backend in BACKENDS[session.device.type]:
             case = replace(session.sizes.whole, op=op, backend=backend)
+            if op == "score_embeddings" and backend == BACKENDS[session.device.type][0]:
+                continue  # measured beside the peers
             if op == "cluster":
                 case = replace(case, draws=16)
             session.write(case, measure(case, session.device, session.machine.threads, seconds=5))
@@ -243,7 +248,7 @@ def _clusterings(session: Session) -> None:
         value, labels, ks = (part[:64] for part in kept[-1])
         ratio = inertia_ratio(few[:64], labels, ks, lowest[: len(ks)])
         found = found._replace(silhouette=float(value[:FIRST].mean()), inertia_ratio=ratio)
-        session.write(replace(case, channels=count), found, peer=name, backend="" if name else "auto")
+        session.write(replace(case, channels=count), found, peer=name, backend="" if not name else "library")
 
     compare("", ours, problems)
     few, several = min(problems, 16), min(problems, 32)
@@ -294,7 +299,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help=f"file of the rows (default: by the device's name in {RESULTS.name}/)")
     parser.add_argument("--threads", type=int, help="of torch and numba (default: all cores)")
-    parser.add_argument("--seconds", type=float, default=40, help="of one series; longer points are left out")
+    parser.add_argument("--seconds", type=float, default=60, help="of one series; longer points are left out")
     parser.add_argument(
         "--baseline", default=FIRST_VERSION, metavar="COMMIT", help="measured beside this code, on a CPU"
     )

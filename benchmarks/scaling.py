@@ -49,7 +49,7 @@ def series(
                 rest = ", ".join(str(getattr(c, varies)) for c in planned[planned.index(case) :])
                 say(f"  {op}: {varies} = {rest} left out ({reason})")
                 return
-        found = measure(case, device, threads, repeats=5, seconds=min(5.0, left / 4))
+        found = measure(case, device, threads, repeats=5, seconds=left / 20)  # most of the time is for the largest
         left -= sum(found.times_ms) / 1e3
         last = (value, found)
         yield case, found

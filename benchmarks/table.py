@@ -26,13 +26,13 @@ NAMES = {
 
 
 def markdown(files: list[Path]) -> str:
-    """A table for each file's last run."""
-    return "\n\n".join(_device(latest(read(file))) for file in files) or "No measurement yet."
+    """A table and the figures of each file's last run."""
+    return "\n\n".join(_device(latest(read(file)), file.stem) for file in files) or "No measurement yet."
 
 
-def _device(rows: list[Row]) -> str:
+def _device(rows: list[Row], name: str) -> str:
     first = rows[0]
-    where = f"{first.device}, {first.threads} threads, commit `{first.commit}`, {first.run[:10]}"
+    where = f"{first.device}, {first.threads} thread{'s' if first.threads > 1 else ''}, commit `{first.commit}`, {first.run[:10]}"
     lines = [
         f"{where}; {first.versions}.",
         "",
@@ -40,7 +40,8 @@ def _device(rows: list[Row]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
         *(_line(row, rows) for row in rows if not row.varies),
     ]
-    return "\n".join(lines + [""] + [f"- {line}" for line in growth(rows)])
+    figures = [f"![{kind} on {first.device}](docs/{kind}-{name}.svg)" for kind in ("scaling", "peers")]
+    return "\n".join([*lines, "", *(f"- {line}" for line in growth(rows)), "", *figures])
 
 
 def _line(row: Row, rows: list[Row]) -> str:

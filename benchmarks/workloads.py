@@ -4,6 +4,7 @@ Data are synthetic: a spectrum of 1/i around channels of one to four clusters, l
 centring. Timings of clusterings depend on the data through the number of Lloyd steps only.
 """
 
+import math
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -226,9 +227,13 @@ def _rotation_work(case: Case, products: bool) -> Work:
 
 def _permutation_work(case: Case, products: bool) -> Work:
     from psi_fast_kernels.permutation_null import cost
+    from psi_fast_kernels.philox.cost import operations
 
     given = (case.channels, case.draws, case.samples)
-    return Work(0, cost.operations(*given), cost.bytes_moved(*given))
+    if products:  # thousands of threads compare all pairs, one sorts
+        return Work(0, cost.operations(*given), cost.bytes_moved(*given))
+    each = case.samples * (math.ceil(math.log2(case.samples)) + cost.PER_SAMPLE)
+    return Work(0, case.pairs * each + operations("uint32", case.pairs, case.samples), cost.bytes_moved(*given))
 
 
 def _text_work(case: Case, products: bool) -> Work:

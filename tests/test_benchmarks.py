@@ -118,6 +118,7 @@ def test_peak_memory_is_what_a_run_takes_at_its_height():
         for _ in range(3):
             torch.ones(2**24)  # 64 MiB, freed before the next
 
+    torch.ones(2**26)  # an earlier peak, which is none of the run's
     found = harness.measured(run, CPU, repeats=2, seconds=5)
     assert 60 < found.peak_mem_mib < 100
 
@@ -138,6 +139,15 @@ def test_work_grows_with_channels_and_draws_alike(op, kind):
     own = torch.device(kind)
     small, large = (sum(workloads.work(Case(op=op, channels=n, draws=1000), own)[:2]) for n in (1000, 10_000))
     assert 9.4 < large / small <= 10
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_all_nulls_are_more_work_than_each_of_them_together(kind):
+    total, *parts = (
+        sum(workloads.work(Case(op=op), torch.device(kind))[:2])
+        for op in ("score_embeddings", "rotation_null", "permutation_null", "text_null")
+    )
+    assert sum(parts) < total < 2 * sum(parts)
 
 
 def test_a_clustering_of_two_samples_by_hand():
@@ -274,6 +284,7 @@ def test_the_table_tells_ratios_and_growth(tmp_path):
     assert "older" not in text
     assert "| another | C=64, B=100, n_init=4 |" in text
     assert "| 100 x |" in text
+    assert "(docs/scaling-rows.svg)" in text
     assert "100 to 10,000 draws, time grows with power 1.00, peak memory from 30 to 30 MiB" in text
     assert "64 to 256 channels, time grows with power 1.00" in text
 
