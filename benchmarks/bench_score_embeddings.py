@@ -4,7 +4,7 @@
     python benchmarks/bench_score_embeddings.py --embeddings runs/demo/embeddings.safetensors
 
 The loop's time is measured on a subset of the channels and draws and scaled linearly; the output says which. It rotates by
-`tangent`, which costs less than psi_fast's default `unimodal`, and leaves out the null of independent rotations that psi_fast
+`tangent`, which costs less than psi_fast's default `marginal`, and leaves out the null of independent rotations that psi_fast
 reports beside it, so the ratio is not flattered.
 """
 
