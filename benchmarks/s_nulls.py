@@ -6,8 +6,7 @@
 A cell is a family, a number of samples K and a null; cells that the file has with the same settings are not run again, so a
 run may be stopped and continued. Every PER_POOL data sets share their draws' random numbers, which correlates their p-values a
 little (the variance of a rate grows by less than a tenth); no two such groups do. `independent` has one set of draws for all
-data sets of a K and a width, as in psi_fast. `marginal-2` and `marginal-4` are the candidate of marginal_null.py, with two and
-with four strata.
+data sets of a K and a width, as in psi_fast.
 """
 
 import argparse
@@ -20,7 +19,6 @@ from zlib import crc32
 import numpy as np
 import torch
 from families import NULLS, POWER
-from marginal_null import marginal_null, marginals, stratified
 from rich.console import Console
 from torch import Tensor
 
@@ -32,8 +30,9 @@ from psi_fast_kernels.cluster import cluster
 from psi_fast_kernels.rotation_null import ROTATIONS, rotation_null, rotation_pool, sphere_null, tangent_space
 
 FAMILIES = NULLS | POWER
-STRATA = {"marginal-2": 2, "marginal-4": 4}
-NULL_NAMES = (*ROTATIONS, "independent", *STRATA)
+NULL_NAMES = (*ROTATIONS, "independent")
+# prototypes of `marginal` with two and four strata and other random numbers, which the file has from an earlier version
+EARLIER = ("marginal-2", "marginal-4")
 PER_POOL = 10
 LEVELS = (0.01, 0.05, 0.10)
 RESULTS = Path(__file__).parent / "results" / "s_nulls.csv"
@@ -60,7 +59,7 @@ class Pools:
 
     def get(self, samples: int, width: int, null: str, seed: int, starts: dict[str, int]):
         """The rotations of a pool, or for `independent` the draws themselves."""
-        kind = null if null in ("gaussian", "independent") else "unimodal"  # the others use the same numbers
+        kind = "radial" if null == "tangent" else null  # these two use the same numbers
         key = (samples, width if kind == "independent" else min(width, 16), kind, 0 if kind == "independent" else seed)
         if key not in self.kept:
             if kind == "independent":
@@ -76,11 +75,8 @@ def null_draws(null: str, gram: Tensor, width: int, seed: int, pools: Pools, sta
     pool = pools.get(samples, width, null, seed, starts)
     if null == "independent":
         return pool.expand(len(gram), -1)
-    if null in STRATA:
-        data = marginals(gram, width)
-        u = stratified(samples, data.quantiles.shape[1], pools.draws, seed, STRATA[null])
-        return marginal_null(data, pool, u, seed=seed, channel=channel, **starts)
-    return rotation_null(tangent_space(gram, width), pool, rotation=null, seed=seed, channel=channel, **starts)
+    tangent = tangent_space(gram, width, rotation=null)
+    return rotation_null(tangent, pool, rotation=null, seed=seed, channel=channel, **starts)
 
 
 def measure(family: str, samples: int, nulls: list[str], pools: Pools, options: argparse.Namespace) -> list[dict]:
@@ -157,7 +153,7 @@ def run(options: argparse.Namespace, say) -> None:
 def table(cells: list[dict], families: dict, level: float) -> Iterator[str]:
     """Lines of a Markdown table: rejections at `level` in percent by family and null, for each K."""
     sizes = sorted({int(cell["samples"]) for cell in cells})
-    nulls = [null for null in NULL_NAMES if any(cell["null"] == null for cell in cells)]
+    nulls = [null for null in (*NULL_NAMES, *EARLIER) if any(cell["null"] == null for cell in cells)]
     rates = {(c["family"], c["null"], int(c["samples"])): float(c[f"rate_{level:.2f}"]) for c in cells}
     yield "| family | " + " | ".join(f"`{null}`" for null in nulls) + " |"
     yield "|---" * (len(nulls) + 1) + "|"
@@ -178,7 +174,7 @@ def main() -> None:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES), metavar="NAME")
-    parser.add_argument("--nulls", nargs="+", choices=NULL_NAMES, default=["unimodal", "radial", "tangent"])
+    parser.add_argument("--nulls", nargs="+", choices=NULL_NAMES, default=["marginal", "unimodal"])
     parser.add_argument("--samples", nargs="+", type=int, default=[25, 50, 100, 200])
     parser.add_argument("--data-sets", type=int, default=300, help="of every family")
     parser.add_argument("--draws", type=int, default=99)

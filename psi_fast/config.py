@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from psi_fast.errors import ConfigError, nearest
 
-Rotation = Literal["unimodal", "radial", "tangent", "gaussian", "independent"]
+Rotation = Literal["marginal", "unimodal", "radial", "tangent", "gaussian", "independent"]
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -47,7 +47,7 @@ class PSIConfig:
     """D: how much better a cluster fits its own concept than its siblings' (gap), or how far apart concepts are (pairwise)."""
 
     # Null draws
-    rotation: Rotation = "unimodal"
+    rotation: Rotation = "marginal"
     """Null of S: how the samples are rotated."""
     text_null: Literal["shuffled", "rotated"] = "shuffled"
     """Null of D: random concepts per cluster, or concepts chosen again after turning the concept bank."""

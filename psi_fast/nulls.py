@@ -49,7 +49,7 @@ def _rotation_moments(patches: PatchEmbeddings, observed: Tensor, config: PSICon
     width = patches.unique.shape[1]
     with progress.bar("null draws of S", sum(len(group.rows) for group in groups) * config.draws, "draw") as bar:
         for group in groups:
-            tangent = _tangent_space(patches, group)
+            tangent = _tangent_space(patches, group, config.rotation)
             running = RunningMoments(observed[group.rows])
             for block in _blocks(config.draws, BLOCK):
                 pool = rotation_pool(
@@ -78,12 +78,13 @@ def _rotation_moments(patches: PatchEmbeddings, observed: Tensor, config: PSICon
     return result
 
 
-def _tangent_space(patches: PatchEmbeddings, group: Group) -> Tangent:
+def _tangent_space(patches: PatchEmbeddings, group: Group, rotation: str) -> Tangent:
     samples, width = group.columns.shape[1], patches.unique.shape[1]
     per_chunk = rows_per_chunk(4 * samples * (width + 4 * samples), budget_bytes=64 * 2**20)
     parts = []
     for rows, columns in zip(group.rows.split(per_chunk), group.columns.split(per_chunk), strict=True):
-        parts.append(tangent_space(unit_gram(patches.unique[patches.index[rows[:, None], columns]]), width))
+        gram = unit_gram(patches.unique[patches.index[rows[:, None], columns]])
+        parts.append(tangent_space(gram, width, rotation=rotation))
     return Tangent(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 

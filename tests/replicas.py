@@ -4,8 +4,10 @@ They share no line with the code they check.
 """
 
 import itertools
+from functools import cache
 
 import numpy as np
+from scipy.optimize import lsq_linear
 from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 
@@ -93,6 +95,42 @@ def flat_weights(axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return flat, np.sqrt(1 - flat**2)
 
 
+@cache
+def unimodal_fit(x: tuple[float, ...]) -> tuple[float, np.ndarray]:
+    """Radius of the narrowest tube around the distribution function of sorted samples x whose taut string has a slope of
+    one mode, and the string's heights at the samples; of all paths in a tube it has the least sum of rise^2 / run."""
+    last, run = len(x) - 1, np.maximum(np.diff(x), 1e-12)
+    counts = np.arange(last + 1) / last
+    rises = np.diff(np.eye(last + 1), axis=0) / np.sqrt(run)[:, None]
+    narrow, wide, best = 0.0, 0.5, counts
+    while wide - narrow > 1e-6:
+        radius = (narrow + wide) / 2
+        inner = lsq_linear(
+            rises[:, 1:-1], -rises[:, -1], (counts[1:-1] - radius, counts[1:-1] + radius), "bvls", tol=1e-14
+        )
+        heights = np.r_[0, inner.x, 1]
+        slopes = np.diff(heights) / run
+        up, down = (np.flatnonzero(sign * np.diff(slopes) > 1e-7 * slopes.max()) for sign in (1, -1))
+        if len(up) and len(down) and up[-1] > down[0]:
+            narrow = radius
+        else:
+            wide, best = radius, heights
+    return wide, best
+
+
+def unimodal_quantiles(x: np.ndarray, cells: int) -> np.ndarray:
+    """Quantiles at 0, 1 / cells, .. 1 of the unimodal distribution nearest to the samples x, and a hundredth of a uniform one."""
+    x, u = np.sort(x), np.linspace(0, 1, cells + 1)
+    return np.interp(u, unimodal_fit(tuple(x))[1], x) + 0.01 * np.sqrt(12) * (u - 0.5)
+
+
+def in_two_strata(samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Uniform numbers in (0, 1), as many below as above the middle; the odd one shifts the border."""
+    lower = samples - samples // 2
+    parts = rng.uniform(0, lower / samples, lower), rng.uniform(lower / samples, 1, samples - lower)
+    return rng.permutation(np.concatenate(parts))
+
+
 def rotate(x: np.ndarray, rotation: str, rng: np.random.Generator) -> np.ndarray:
     """One null draw [K, d] of unit rows x."""
     samples, width = x.shape
@@ -111,13 +149,19 @@ def rotate(x: np.ndarray, rotation: str, rng: np.random.Generator) -> np.ndarray
         u, s, vt = np.linalg.svd(t, full_matrices=False)
         axes = min(samples - 1, width)
         m = min(8, axes // 2)
-        flat, peaked = flat_weights(u[:, :m])
-        y = flat * rng.uniform(-np.sqrt(3), np.sqrt(3), (samples, m)) + peaked * rng.normal(size=(samples, m))
+        if rotation == "marginal":
+            tables = [unimodal_quantiles(axis * np.sqrt(samples), 128) for axis in u[:, :m].T]
+            y = np.zeros((samples, m))
+            for j, table in enumerate(tables):
+                y[:, j] = np.interp(in_two_strata(samples, rng), np.linspace(0, 1, 129), table)
+        else:
+            flat, peaked = flat_weights(u[:, :m])
+            y = flat * rng.uniform(-np.sqrt(3), np.sqrt(3), (samples, m)) + peaked * rng.normal(size=(samples, m))
         left, _, right = np.linalg.svd(y - y.mean(0), full_matrices=False)
         leading = left @ right  # polar factor: Y (Y^T Y)^(-1/2)
         rest = np.linalg.qr(np.c_[np.ones(samples), leading, rng.normal(size=(samples, axes - m))])[0][:, m + 1 :]
         mixed = np.c_[leading, rest] * s[:axes] @ vt[:axes]
-    if rotation in ("radial", "unimodal"):
+    if rotation in ("radial", "unimodal", "marginal"):
         length = np.linalg.norm(mixed, axis=1)
         mixed = mixed * (with_ranks_of(np.linalg.norm(t, axis=1), length) / length)[:, None]
     return exp_map(centre, mixed)

@@ -110,7 +110,7 @@ def test_defaults_are_the_documented_ones():
     config = PSIConfig()
     assert (config.top_k, config.per_image, config.k_max, config.n_init) == (100, 1, 6, 4)
     assert (config.rotation, config.distinctness, config.text_null, config.text_pool) == (
-        "unimodal",
+        "marginal",
         "gap",
         "shuffled",
         "bank",

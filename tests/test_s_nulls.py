@@ -132,8 +132,8 @@ def test_real_spectra_are_those_of_unit_rows():
 
 # ---- the default null
 
-NULL_FAMILIES = ("unit", "steep", "scales")
-DOCUMENTED = 0.07  # the largest rate at 5 % that docs/s_nulls.md gives for these families and K = 50
+NULL_FAMILIES = ("unit", "narrow", "skewed", "exponential")  # on the last three the next best null has .14, .21, .64
+DOCUMENTED = 0.05  # the largest rate at 5 % that docs/s_nulls.md gives for these families and K = 50
 DATA_SETS = 100
 
 
@@ -142,7 +142,7 @@ def rates(tmp_path_factory) -> dict[str, float]:
     """Rejections at 5 % by family, measured as the documented table is, on fewer data sets."""
     results = tmp_path_factory.mktemp("s_nulls") / "s_nulls.csv"
     command = [sys.executable, str(BENCHMARKS / "s_nulls.py"), "--results", str(results), "--samples", "50",
-               "--nulls", "unimodal", "--data-sets", str(DATA_SETS), "--families", *NULL_FAMILIES, "two far"]  # fmt: skip
+               "--nulls", "marginal", "--data-sets", str(DATA_SETS), "--families", *NULL_FAMILIES, "two far"]  # fmt: skip
     for _ in range(2):  # the second run finds every cell done
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
@@ -153,9 +153,9 @@ def rates(tmp_path_factory) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("family", NULL_FAMILIES)
-def test_unimodal_keeps_its_documented_false_alarms(rates, family):
+def test_marginal_keeps_its_documented_false_alarms(rates, family):
     assert rates[family] <= DOCUMENTED + 3 * (DOCUMENTED * (1 - DOCUMENTED) / DATA_SETS) ** 0.5
 
 
-def test_unimodal_finds_planted_clusters(rates):
+def test_marginal_finds_planted_clusters(rates):
     assert rates["two far"] == 1

@@ -261,7 +261,7 @@ def test_places_that_hold_no_patch_are_ignored_whatever_they_hold():
 
 def test_independent_null_is_reported_beside_every_rotation():
     tables = [
-        run(PSIConfig(draws=20, n_init=2, k_max=3, rotation=r)).table for r in ("unimodal", "tangent", "independent")
+        run(PSIConfig(draws=20, n_init=2, k_max=3, rotation=r)).table for r in ("marginal", "tangent", "independent")
     ]
     assert all((t["S_z_independent"] == tables[0]["S_z_independent"]).all() for t in tables)
     assert (tables[0]["S_z"] != tables[1]["S_z"]).all()

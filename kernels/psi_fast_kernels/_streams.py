@@ -19,3 +19,5 @@ class Stream(IntEnum):
     BAND = 11
     RANDOM_PATCHES = 12
     RANDOM_CHANNELS = 13
+    MARGINAL_PLACES = 14  # channel = axis, as in the next
+    MARGINAL_STRATA = 15

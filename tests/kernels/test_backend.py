@@ -20,7 +20,7 @@ TEXT = (torch.eye(3).expand(2, 3, 3), TWO, torch.eye(3))
 OPS = {
     "cluster": lambda name: cluster(GRAM, **STARTS, stream=1, channel=IDS, draw=IDS, backend=name),
     "rotation_null": lambda name: rotation_null(
-        tangent_space(GRAM, 8), POOL, **STARTS, rotation="radial", channel=IDS, backend=name
+        tangent_space(GRAM, 8, rotation="radial"), POOL, **STARTS, rotation="radial", channel=IDS, backend=name
     ),
     "sphere_null": lambda name: sphere_null(6, 8, **STARTS, draws=range(2), backend=name),
     "permutation_null": lambda name: permutation_null(
@@ -114,11 +114,11 @@ def test_cluster_names_a_bad_argument(change, said):
 
 
 def test_null_ops_name_a_bad_argument():
-    with pytest.raises(ValueError, match="unknown rotation 'spin'; there are unimodal"):
+    with pytest.raises(ValueError, match="unknown rotation 'spin'; there are marginal"):
         rotation_pool(6, 8, rotation="spin", draws=range(2), seed=0)
     with pytest.raises(ValueError, match="at least 4 samples are needed, got 3"):
         rotation_pool(3, 8, rotation="radial", draws=range(2), seed=0)
-    tangent = tangent_space(torch.eye(7)[None], 8)
+    tangent = tangent_space(torch.eye(7)[None], 8, rotation="radial")
     with pytest.raises(ValueError, match="the pool has 6 samples, the channels 7"):
         rotation_null(tangent, POOL, **STARTS, rotation="radial", channel=one_id())
     with pytest.raises(ValueError, match="must be int64"):

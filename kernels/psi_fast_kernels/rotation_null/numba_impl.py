@@ -1,7 +1,6 @@
 """The S nulls compiled for the CPU: a draw goes from the pool's rotation to its silhouette without leaving the cache.
 
-The formulas are those of `reference`; the m x m matrices of a draw come from the pool's products, so that no draw
-multiplies K rows by K columns more than once, for its Gram matrix.
+The formulas are those of `reference`.
 """
 
 import numpy as np
@@ -13,6 +12,7 @@ from psi_fast_kernels._streams import Stream
 from psi_fast_kernels._tiling import padded
 from psi_fast_kernels.cluster.numba_impl import best_clustering, workspace
 from psi_fast_kernels.rotation_null.pool import Pool
+from psi_fast_kernels.rotation_null.reference import KEEP_ANGLES
 from psi_fast_kernels.rotation_null.tangent import FLAT_AXES, Tangent
 
 ROOT_STEPS = 60  # of Newton and Schulz; each brings the smallest eigenvalue's root up by 3/2 until it is near 1
@@ -28,17 +28,14 @@ def rotation_null(
     line = padded(samples)
     # axes up to whole cache lines: a dot product of rows has no remainder
     spread = pad(tangent.spread, (0, line - samples + 1)).numpy()
-    angles, weights = tangent.angles.contiguous().numpy(), tangent.weights.contiguous().numpy()
+    angles, weights, quantiles = (part.contiguous().numpy() for part in tangent[1:])
     pools = [part.contiguous().numpy() for part in pool]
     ids, out = channel.numpy(), result.numpy()
-    keep_angles = rotation in ("unimodal", "radial")
-    flat = tangent.weights.shape[1] // 2 if rotation == "unimodal" else 0
+    how = (rotation in KEEP_ANGLES, rotation == "marginal", k_max, n_init)
     key = (seed & 0xFFFFFFFF, seed >> 32, int(Stream.NULL_STARTS))
 
     def work(part: slice) -> None:
-        _null_each(
-            spread, angles, weights, *pools, ids, out, part.start, part.stop, keep_angles, flat, k_max, n_init, *key
-        )
+        _null_each(spread, angles, weights, quantiles, *pools, ids, out, part.start, part.stop, *how, *key)
 
     over_threads(work, result.numel())
     return result
@@ -46,13 +43,15 @@ def rotation_null(
 
 @compiled
 def _null_each(
-    spread, angles, weights, draw, mix, columns, projected, inner, channel, out, first, last, keep_angles, flat, k_max,
-    n_init, key0, key1, stream,
+    spread, angles, weights, quantiles, draw, mix, columns, channel, out, first, last, keep_angles, marginal, k_max, n_init,
+    key0, key1, stream,
 ):  # fmt: skip
     """Silhouettes of the pairs first..last of (channel, draw), channel by channel, into `out` [C, B]."""
     draws, samples, axes = mix.shape
     points = np.zeros((samples + -samples % 4, spread.shape[1]), mix.dtype)
+    flat = columns.shape[1] if marginal else columns.shape[1] // 2
     turn, leading = np.zeros((FLAT_AXES, spread.shape[1]), mix.dtype), np.zeros((FLAT_AXES, samples), mix.dtype)
+    y, projected = np.zeros((flat, samples + -samples % 4), mix.dtype), np.empty((flat, axes), mix.dtype)
     gram = np.empty((samples, samples), mix.dtype)
     labels = np.empty(samples, np.int32)
     length, rank = np.empty(samples, mix.dtype), np.empty(samples, np.int32)
@@ -60,7 +59,11 @@ def _null_each(
     for pair in range(first, last):
         c, b = pair // draws, pair % draws
         if flat:
-            _leading_axes(weights[c], mix[b], columns[b], projected[b], inner[b], turn, leading)
+            if marginal:
+                _by_quantiles(quantiles[c], columns[b], y)
+            else:
+                _by_weights(weights[c], columns[b], y)
+            _leading_axes(y, mix[b], projected, turn, leading)
         _mix(mix[b], spread[c], turn, leading, points, length)
         if keep_angles:
             _ranks(length, rank)
@@ -76,29 +79,57 @@ def _null_each(
 
 
 @compiled
-def _leading_axes(weights, mix, columns, projected, inner, turn, leading):
-    """The update Q H = Q - leading^T turn that gives the first m columns their flatness: turn [m, r], leading [m, K].
+def _by_weights(weights, columns, y):
+    """Rows Y^T of uniform and normal numbers, less their means, into `y` [m, K up to a multiple of 4]."""
+    flat, samples = len(y), columns.shape[1]
+    for j in range(flat):
+        row, uniform, normal = y[j, :samples], columns[j], columns[flat + j]
+        row[:] = weights[j] * uniform + weights[flat + j] * normal
+        row -= row.mean()
 
-    turn = (E - V)^T and leading = A^(-T) (Q_E - Q_m)^T, with A = I - V^T E; see `reference`.
+
+@compiled
+def _by_quantiles(quantiles, columns, y):
+    """Rows Y^T of the quantiles at `columns` [m, K], less their means, into `y` [m, K up to a multiple of 4]."""
+    cells = quantiles.shape[1] - 1
+    for j in range(len(y)):
+        table, own, row = quantiles[j], columns[j], y[j, : columns.shape[1]]
+        for i in range(len(row)):
+            place = own[i] * row.dtype.type(cells)
+            cell = min(np.int32(place), np.int32(cells - 1))
+            row[i] = table[cell] + (place - row.dtype.type(cell)) * (table[cell + 1] - table[cell])
+        row -= row.mean()
+
+
+@compiled
+def _leading_axes(y, mix, projected, turn, leading):
+    """The update Q H = Q - leading^T turn that turns the first m columns to Q_m: turn [m, r], leading [m, K].
+
+    turn = (E - V)^T and leading = A^(-T) (Q_E - Q_m)^T, with A = I - V^T E; see `reference`. `projected` [m, r] gets Y^T Q.
     """
-    flat = len(weights) // 2
-    w = weights.astype(np.float64)
+    flat, (samples, axes) = len(y), mix.shape
     square = np.empty((flat, flat))
     for i in range(flat):
+        for j in range(i + 1):
+            square[i, j] = square[j, i] = (y[i] * y[j]).sum()
+    projected[:] = 0
+    for i in range(0, samples, 4):
+        # beyond the last sample y is zero, so its row counts once
+        q0, q1 = mix[i], mix[min(i + 1, samples - 1)]
+        q2, q3 = mix[min(i + 2, samples - 1)], mix[min(i + 3, samples - 1)]
         for j in range(flat):
-            square[i, j] = (
-                w[i] * w[j] * inner[i, j] + w[i] * w[flat + j] * inner[i, flat + j]
-                + w[flat + i] * w[j] * inner[flat + i, j] + w[flat + i] * w[flat + j] * inner[flat + i, flat + j]
-            )  # fmt: skip
+            y0, y1, y2, y3 = y[j, i], y[j, i + 1], y[j, i + 2], y[j, i + 3]
+            row = projected[j]
+            for axis in range(axes):
+                row[axis] += (y0 * q0[axis] + y1 * q1[axis]) + (y2 * q2[axis] + y3 * q3[axis])
     root = _inverse_root(square)
     for j in range(flat):
         row = turn[j]
         row[:] = 0
         for i in range(flat):
-            a, b = row.dtype.type(root[i, j] * w[i]), row.dtype.type(root[i, j] * w[flat + i])
-            first, second = projected[i], projected[flat + i]
-            for axis in range(len(first)):
-                row[axis] -= a * first[axis] + b * second[axis]
+            a, own = row.dtype.type(root[i, j]), projected[i]
+            for axis in range(axes):
+                row[axis] -= a * own[axis]
         row[j] += 1
     small = np.empty((flat, flat))  # A: V^T E = E - turn restricted to the first m axes
     for i in range(flat):
@@ -110,11 +141,9 @@ def _leading_axes(weights, mix, columns, projected, inner, turn, leading):
         row = leading[j]
         row[:] = 0
         for i in range(flat):
-            q = row.dtype.type(inverse[i, j])
-            a, b = row.dtype.type(both[i, j] * w[i]), row.dtype.type(both[i, j] * w[flat + i])
-            first, second = columns[i], columns[flat + i]
-            for sample in range(len(row)):
-                row[sample] += q * mix[sample, i] - a * first[sample] - b * second[sample]
+            q, a, own = row.dtype.type(inverse[i, j]), row.dtype.type(both[i, j]), y[i]
+            for sample in range(samples):
+                row[sample] += q * mix[sample, i] - a * own[sample]
 
 
 @compiled

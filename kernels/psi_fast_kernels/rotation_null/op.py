@@ -9,7 +9,7 @@ from psi_fast_kernels.rotation_null.pool import Pool
 from psi_fast_kernels.rotation_null.tangent import Tangent
 
 OFFERS = ("triton", "numba", "torch", "cuml")
-ROTATIONS = ("unimodal", "radial", "tangent", "gaussian")
+ROTATIONS = ("marginal", "unimodal", "radial", "tangent", "gaussian")
 
 
 def rotation_pool(
@@ -28,7 +28,7 @@ def rotation_pool(
     ----------
     samples, width : int
         K >= 4 samples of d-wide embeddings.
-    rotation : {"unimodal", "radial", "tangent", "gaussian"}
+    rotation : {"marginal", "unimodal", "radial", "tangent", "gaussian"}
         What a draw keeps of the data; `reference` gives each as a formula.
     draws : range
         Indices of the draws; a draw's numbers depend on its index, not on the range it is asked in.
@@ -58,7 +58,7 @@ def rotation_null(
     Parameters
     ----------
     tangent : Tangent
-        C channels, from `tangent_space`.
+        C channels, from `tangent_space` with the same rotation.
     pool : Pool
         B draws, from `rotation_pool` with the same samples, width and rotation.
     k_max, n_init, seed : int
@@ -75,6 +75,12 @@ def rotation_null(
         raise ValueError(f"unknown rotation {rotation!r}; there are {', '.join(ROTATIONS)}")
     if pool.mix.shape[1] != tangent.angles.shape[1]:
         raise ValueError(f"the pool has {pool.mix.shape[1]} samples, the channels {tangent.angles.shape[1]}")
+    rows = {"marginal": tangent.quantiles.shape[1], "unimodal": tangent.weights.shape[1]}.get(rotation, 0)
+    if pool.columns.shape[1] != rows:
+        raise ValueError(
+            f"tangent and pool must be those of rotation {rotation!r} and of one width: it takes {rows} rows of columns, "
+            f"the pool has {pool.columns.shape[1]}"
+        )
     if channel.shape != tangent.angles.shape[:1]:
         raise ValueError(f"channel must be [{len(tangent.angles)}], got {tuple(channel.shape)}")
     module = implementation(__package__, backend, tangent.angles.device, offers=OFFERS)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from psi_fast_kernels._batched import products
 from psi_fast_kernels._streams import Stream
-from psi_fast_kernels.philox import normal, uniform
+from psi_fast_kernels.philox import normal, permutation, uniform
 from psi_fast_kernels.rotation_null.tangent import flat_axes, orthogonal_to_ones
 
 
@@ -16,16 +16,13 @@ class Pool(NamedTuple):
 
     draw : [B] int64 indices of the draws
     mix : [B, K, r] orthonormal columns orthogonal to 1, or normal numbers of variance 1 / (K - 1) for `gaussian`
-    columns : [B, 2m, K] m rows of uniform, then m of normal numbers, of variance 1 and each less its mean
-    projected : [B, 2m, r] their products with `mix`
-    inner : [B, 2m, 2m] their products with each other
+    columns : what the leading axes are made of: [B, 2m, K] m rows of uniform, then m of normal numbers of variance 1 for
+        `unimodal`, [B, m, K] uniform numbers in (0, 1) for `marginal`, [B, 0, K] for the others
     """
 
     draw: Tensor
     mix: Tensor
     columns: Tensor
-    projected: Tensor
-    inner: Tensor
 
 
 def rotation_pool(
@@ -40,12 +37,28 @@ def rotation_pool(
     else:
         q = haar(normal(seed, Stream.ROTATION, none, draw, axes * axes).unflatten(-1, (axes, axes)))
         mix = products(orthogonal_to_ones(samples, q).expand(len(q), -1, -1), q)
-    uniforms = (2 * uniform(seed, Stream.FLAT_AXES_UNIFORM, none, draw, samples * flat) - 1) * 3**0.5
-    normals = normal(seed, Stream.FLAT_AXES_NORMAL, none, draw, samples * flat)
-    columns = torch.cat([part.unflatten(-1, (samples, flat)) for part in (uniforms, normals)], dim=-1).mT
-    columns = columns - columns.mean(-1, keepdim=True)
-    parts = (mix, columns, products(columns, mix), products(columns, columns.mT))
-    return Pool(draw, *(part.to(dtype).contiguous() for part in parts))
+    if rotation == "unimodal":
+        uniforms = (2 * uniform(seed, Stream.FLAT_AXES_UNIFORM, none, draw, samples * flat) - 1) * 3**0.5
+        normals = normal(seed, Stream.FLAT_AXES_NORMAL, none, draw, samples * flat)
+        columns = torch.cat([part.unflatten(-1, (samples, flat)) for part in (uniforms, normals)], dim=-1).mT
+    elif rotation == "marginal":
+        columns = stratified(seed, draw, flat, samples)
+    else:
+        columns = mix.new_empty(len(draw), 0, samples)
+    return Pool(draw, *(part.to(dtype).contiguous() for part in (mix, columns)))
+
+
+def stratified(seed: int, draw: Tensor, axes: int, samples: int) -> Tensor:
+    """Uniform numbers in (0, 1), float64 [B, axes, samples], equally many (within one) in each of two parts of (0, 1).
+
+    The fit has taken up the data's coarse shape already; without strata a draw would vary it a second time.
+    """
+    ids = torch.arange(axes, device=draw.device), draw[:, None]
+    place = uniform(seed, Stream.MARGINAL_PLACES, *ids, samples)
+    lower = (samples + 1) // 2
+    border = lower / samples
+    first = permutation(seed, Stream.MARGINAL_STRATA, *ids, samples) < lower
+    return torch.where(first, border * place, border + (1 - border) * place)
 
 
 def haar(normals: Tensor) -> Tensor:

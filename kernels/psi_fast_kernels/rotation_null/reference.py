@@ -6,25 +6,33 @@ columns orthogonal to 1, Haar distributed, the mixed samples are the rows of
 
     tangent, radial     F = Q Lam^(1/2)
     gaussian            F = A Lam^(1/2)          A_ij ~ N(0, 1 / (K - 1))
-    unimodal            F = Q H Lam^(1/2)        H orthogonal, such that the first m columns of Q H are Q_m
+    unimodal, marginal  F = Q H Lam^(1/2)        H orthogonal, such that the first m columns of Q H are Q_m
 
-where Q_m keeps the flatness (kurtosis) of the data's m leading axes. As R U is Haar distributed for a fixed U, rotating
+where Q_m = Y (Y^T Y)^(-1/2), for columns Y [K, m] less their means, keeps something of the data's m leading axes:
+
+    unimodal            Y_ij = a_j t_ij + b_j n_ij    their flatness (kurtosis); t uniform, n normal, of variance 1
+    marginal            Y_ij = W_j(u_ij)              the unimodal distribution nearest to theirs, W_j its quantile function
+
+u is uniform in (0, 1), with equally many samples in either half. As R U is Haar distributed for a fixed U, rotating
 the samples by R needs no U. Sample i then lies at angle theta_i = |F_i| from the mean (tangent, gaussian), or at the
-original angle of the same rank (radial, unimodal), so its unit vector is (sin theta_i F_i / |F_i|, cos theta_i) in
-r + 1 coordinates. The fifth null, `independent`, is `sphere_null`.
+original angle of the same rank (radial, unimodal, marginal), so its unit vector is (sin theta_i F_i / |F_i|, cos theta_i) in
+r + 1 coordinates. The sixth null, `independent`, is `sphere_null`.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from psi_fast_kernels._batched import products
+from psi_fast_kernels._batched import ordered_sum, products
 from psi_fast_kernels._chunks import in_chunks
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels._tiling import draws_per_chunk, padded
 from psi_fast_kernels.cluster import cluster
+from psi_fast_kernels.rotation_null.marginals import CELLS
 from psi_fast_kernels.rotation_null.pool import Pool
 from psi_fast_kernels.rotation_null.tangent import Tangent
+
+KEEP_ANGLES = ("marginal", "unimodal", "radial")  # the rotations that put the angles to the mean back by rank
 
 
 def rotation_null(
@@ -67,11 +75,11 @@ def _draw(tangent: Tangent, pool: Pool, rotation: str, c: Tensor, b: Tensor) -> 
     samples = pool.mix.shape[1]
     rest = padded(samples) - samples
     mix = pad(pool.mix[b], (0, rest + 1, 0, rest))
-    if rotation == "unimodal" and pool.columns.shape[1]:
-        mix = _turn_leading_axes(mix, pad(_flat_columns(tangent, pool, c, b), (0, 0, 0, rest)))
+    if pool.columns.shape[1]:
+        mix = _turn_leading_axes(mix, pad(_leading_axes(tangent, pool, rotation, c, b), (0, 0, 0, rest)))
     points = mix * pad(tangent.spread, (0, rest + 1))[c][:, None]
     length = points[:, :samples].norm(dim=-1)
-    if rotation in ("unimodal", "radial"):
+    if rotation in KEEP_ANGLES:
         order = length.argsort(dim=-1, stable=True)
         theta = torch.empty_like(length).scatter_(1, order, tangent.angles[c])
     else:
@@ -81,12 +89,25 @@ def _draw(tangent: Tangent, pool: Pool, rotation: str, c: Tensor, b: Tensor) -> 
     return points
 
 
-def _flat_columns(tangent: Tangent, pool: Pool, c: Tensor, b: Tensor) -> Tensor:
-    """Q_m [N, K, m]: orthonormal, orthogonal to 1, as flat as the data's leading axes; Q_m = Y (Y^T Y)^(-1/2)."""
-    y = pool.columns[b] * tangent.weights[c][..., None]
-    y = (y[:, : y.shape[1] // 2] + y[:, y.shape[1] // 2 :]).mT
-    values, vectors = torch.linalg.eigh(products(y.mT, y))
-    return products(y, products(vectors * values.rsqrt()[:, None], vectors.mT))
+def _leading_axes(tangent: Tangent, pool: Pool, rotation: str, c: Tensor, b: Tensor) -> Tensor:
+    """Q_m [N, K, m]: orthonormal, orthogonal to 1, shaped like the data's leading axes; Q_m = Y (Y^T Y)^(-1/2)."""
+    y = _columns(tangent, pool, rotation, c, b)
+    # in float64: a column that hardly varies has a small eigenvalue
+    values, vectors = torch.linalg.eigh(products(y.mT, y).double())
+    return products(y, products(vectors * values.rsqrt()[:, None], vectors.mT).to(y.dtype))
+
+
+def _columns(tangent: Tangent, pool: Pool, rotation: str, c: Tensor, b: Tensor) -> Tensor:
+    """Y [N, K, m]: columns less their means."""
+    if rotation == "marginal":
+        table, place = tangent.quantiles[c], pool.columns[b] * CELLS
+        cell = place.long().clamp(max=CELLS - 1)
+        low, high = table.gather(-1, cell), table.gather(-1, cell + 1)
+        y = low + (place - cell) * (high - low)
+    else:
+        flat, peaked = (pool.columns[b] * tangent.weights[c][..., None]).chunk(2, dim=1)
+        y = flat + peaked
+    return (y - ordered_sum(y, -1)[..., None] / y.shape[-1]).mT
 
 
 def _turn_leading_axes(q: Tensor, q_m: Tensor) -> Tensor:

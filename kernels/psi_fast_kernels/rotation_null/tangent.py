@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from psi_fast_kernels.rotation_null.marginals import CELLS, quantiles
+
 FLAT_AXES = 8
 MEAN_STEPS = 8
 
@@ -15,19 +17,24 @@ class Tangent(NamedTuple):
     spread : [C, r] square roots of the tangent Gram's eigenvalues, descending
     angles : [C, K] angles to the mean direction, ascending, in radians
     weights : [C, 2m] weights a_j of the uniform and b_j of the normal part of the leading axes
+    quantiles : [C, m, CELLS + 1] quantile functions of the leading axes, or [C, 0, CELLS + 1] where they are not asked for
     """
 
     spread: Tensor
     angles: Tensor
     weights: Tensor
+    quantiles: Tensor
 
     def rows(self, which: slice) -> "Tangent":
         """The channels `which`."""
         return Tangent(*(part[which] for part in self))
 
 
-def tangent_space(gram: Tensor, width: int) -> Tangent:
-    """Log map of the embeddings at their mean direction, from their Gram matrix [C, K, K] alone; computed in float64."""
+def tangent_space(gram: Tensor, width: int, *, rotation: str) -> Tangent:
+    """Log map of the embeddings at their mean direction, from their Gram matrix [C, K, K] alone; computed in float64.
+
+    Only `rotation="marginal"` takes the time for `Tangent.quantiles`.
+    """
     g = gram.double()
     samples = g.shape[1]
     ones = torch.ones_like(g[:, :, :1])
@@ -44,10 +51,12 @@ def tangent_space(gram: Tensor, width: int) -> Tangent:
     leading = basis @ vectors.flip(-1)[:, :, : flat_axes(samples, width)]
     kurtosis = (samples * leading.pow(4).sum(1)).clamp(1.8, 3.0)
     flat = ((3 - kurtosis) / 1.2) ** 0.25
+    tables = quantiles(leading) if rotation == "marginal" else g.new_empty(len(g), 0, CELLS + 1)
     return Tangent(
         spread=values.flip(-1).clamp(min=0).sqrt().to(gram.dtype),
         angles=tangent_gram.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt().sort(-1).values.to(gram.dtype),
         weights=torch.cat((flat, (1 - flat.square()).sqrt()), dim=-1).to(gram.dtype),
+        quantiles=tables.to(gram.dtype),
     )
 
 
@@ -60,7 +69,7 @@ def orthogonal_to_ones(samples: int, like: Tensor) -> Tensor:
 
 
 def flat_axes(samples: int, width: int) -> int:
-    """How many leading axes keep their flatness (m)."""
+    """How many leading axes keep their shape (m)."""
     return min(FLAT_AXES, min(samples - 1, width) // 2)
 
 

@@ -1,7 +1,7 @@
 """The S nulls in Triton: one program takes a draw from the pool's rotation to its silhouette, and one number leaves it.
 
-The formulas are those of `reference`. The m x m matrices of a draw come from the pool's products, many draws to a program;
-with more than TILE samples the draws are made by torch and clustered by blocks.
+The formulas are those of `reference`. Two kernels before it make the columns of the leading axes and their m x m matrices,
+the latter for many draws to a program; with more than TILE samples the draws are made by torch and clustered by blocks.
 """
 
 import torch
@@ -24,13 +24,14 @@ from psi_fast_kernels._tiling import (
 )
 from psi_fast_kernels.cluster.triton_tile import best_clustering, split
 from psi_fast_kernels.philox.triton_impl import key_words
-from psi_fast_kernels.rotation_null import reference
+from psi_fast_kernels.rotation_null import marginals, reference
 from psi_fast_kernels.rotation_null.pool import Pool
 from psi_fast_kernels.rotation_null.tangent import FLAT_AXES, Tangent
 
 BLOCK = 64  # columns of a Gram matrix made at once
 DRAWS = 4  # per program of `_leading_axes`
 M = tl.constexpr(FLAT_AXES)
+CELLS = tl.constexpr(marginals.CELLS)
 ROOT_STEPS = tl.constexpr(
     60
 )  # of Newton and Schulz; each brings the smallest eigenvalue's root up by 3/2 until it is near 1
@@ -49,50 +50,91 @@ def rotation_null(
     result = torch.empty(channels, draws, dtype=torch.float32, device=device)
     tile = tile_of(samples)
     columns, groups = cluster_columns(k_max, pass_columns_of(architecture_of(device)))
-    spread, angles, weights = (part.float().contiguous() for part in tangent)
-    mix, sources, projected, inner = (part.float().contiguous() for part in pool[1:])
-    flat = weights.shape[1] // 2 if rotation == "unimodal" else 0
-    per_channel = draws * (8 * tile * tile + 4 * n_init * columns + 12 * FLAT_AXES**2)
+    spread, angles, weights, quantiles = (part.float().contiguous() for part in tangent)
+    mix, sources = (part.float().contiguous() for part in pool[1:])
+    marginal = rotation == "marginal"
+    flat = sources.shape[1] if marginal else sources.shape[1] // 2
+    scratch = 4 * FLAT_AXES * (2 * tile + 4 * FLAT_AXES) if flat else 0
+    per_channel = draws * (8 * tile * tile + 4 * n_init * columns + scratch)
 
     def work(part: slice) -> None:
         count = (part.stop - part.start) * draws
-        small = torch.empty(count, 3, FLAT_AXES, FLAT_AXES, dtype=torch.float32, device=device)
+        rows = count if flat else 0
+        y = torch.empty(rows, 2, FLAT_AXES, tile, dtype=torch.float32, device=device)
+        small = torch.empty(rows, 4, FLAT_AXES, FLAT_AXES, dtype=torch.float32, device=device)
         parts = torch.empty(count, 4, tile, tile, dtype=torch.float16, device=device)
         starts = torch.empty(count, n_init, columns, dtype=torch.int32, device=device)
         if flat:
-            _leading_axes[(triton.cdiv(count, DRAWS),)](
-                weights[part], inner, projected, small, count, draws, samples - 1, flat, N=DRAWS, num_warps=4
-            )
+            _columns[(count,)](
+                mix, sources, weights[part], quantiles[part], y, small, samples, draws, flat, T=tile, B=min(tile, BLOCK),
+                MARGINAL=marginal, num_warps=warps_of(tile),
+            )  # fmt: skip
+            _leading_axes[(triton.cdiv(count, DRAWS),)](y, small, count, flat, T=tile, N=DRAWS, num_warps=4)
         _rotation[(count,)](
-            mix, sources, projected, small, spread[part], angles[part], weights[part], pool.draw, channel[part], parts,
-            starts, result[part], samples, draws, flat, k_max, n_init, *key_words(seed), int(Stream.NULL_STARTS),
-            T=tile, B=min(tile, BLOCK), P=columns, G=groups, FLAT=flat > 0, KEEP_ANGLES=rotation in ("unimodal", "radial"),
-            num_warps=warps_of(tile), num_stages=1,
+            mix, y, small, spread[part], angles[part], pool.draw, channel[part], parts, starts, result[part], samples,
+            draws, flat, k_max, n_init, *key_words(seed), int(Stream.NULL_STARTS), T=tile, B=min(tile, BLOCK), P=columns,
+            G=groups, FLAT=flat > 0, KEEP_ANGLES=rotation in reference.KEEP_ANGLES, num_warps=warps_of(tile), num_stages=1,
         )  # fmt: skip
 
     in_chunks(work, channels, rows_per_chunk(per_channel, budget_bytes=launch_bytes(free_bytes(device))), "channels")
     return result.to(tangent.angles.dtype)
 
 
-@triton.jit(do_not_specialize=["pairs", "draws", "axes", "flat"])
-def _leading_axes(weights, inner, projected, small, pairs, draws, axes, flat, N: tl.constexpr):
-    """For N pairs of (channel, draw): M^(-1/2) of the Gram matrix M of the flat columns, A^(-1), and their product."""
+@triton.jit(do_not_specialize=["samples", "draws", "flat"])
+def _columns(
+    mix, sources, weights, quantiles, y, small, samples, draws, flat,
+    T: tl.constexpr, B: tl.constexpr, MARGINAL: tl.constexpr,
+):  # fmt: skip
+    """For a pair of (channel, draw): rows Y^T and Y^T Q into `y` [2, M, T], Y^T Y into the first of `small` [4, M, M]."""
+    pair = tl.program_id(0).to(tl.int64)
+    c, b = pair // draws, pair % draws
+    axes = samples - 1
+    j, sample = tl.arange(0, M)[:, None], tl.arange(0, T)[None, :]
+    used = (j < flat) & (sample < samples)
+    if MARGINAL:
+        place = tl.load(sources + b * flat * samples + j * samples + sample, mask=used, other=0.0) * CELLS
+        cell = tl.minimum(place.to(tl.int32), CELLS - 1)
+        table = quantiles + c * flat * (CELLS + 1) + j * (CELLS + 1) + cell
+        low = tl.load(table, mask=used, other=0.0)
+        rows = low + (place - cell.to(tl.float32)) * (tl.load(table + 1, mask=used, other=0.0) - low)
+    else:
+        own = sources + b * 2 * flat * samples + j * samples + sample
+        uniform, normal = tl.load(own, mask=used, other=0.0), tl.load(own + flat * samples, mask=used, other=0.0)
+        weights += c * 2 * flat + j
+        rows = tl.load(weights, mask=j < flat, other=0.0) * uniform
+        rows += tl.load(weights + flat, mask=j < flat, other=0.0) * normal
+    rows = tl.where(used, rows - (tl.sum(rows, 1) / samples)[:, None], 0.0)
+    y += pair * 2 * M * T
+    tl.store(y + j * T + sample, rows)
+    tl.debug_barrier()  # other threads wrote what is read now
+    other = tl.arange(0, M)
+    small += pair * 4 * M * M
+    for i in range(flat):
+        row = tl.load(y + i * T + tl.arange(0, T))
+        tl.store(small + i * M + other, tl.sum(rows * row[None, :], 1))
+    sample = tl.arange(0, T)[:, None]
+    for first in range(0, axes, B):
+        axis = first + tl.arange(0, B)
+        block = tl.load(
+            mix + b * samples * axes + sample * axes + axis[None, :],
+            mask=(sample < samples) & (axis[None, :] < axes),
+            other=0.0,
+        )
+        for i in range(flat):
+            row = tl.load(y + i * T + sample)
+            tl.store(y + M * T + i * T + axis, tl.sum(row * block, 0))
+
+
+@triton.jit(do_not_specialize=["pairs", "flat"])
+def _leading_axes(shaped, small, pairs, flat, T: tl.constexpr, N: tl.constexpr):
+    """For N pairs of (channel, draw): R = (Y^T Y)^(-1/2), A^(-1) and their product, behind Y^T Y in `small` [4, M, M]."""
     pair = tl.program_id(0) * N + tl.arange(0, N)
     real = pair < pairs
-    c, b = (pair // draws).to(tl.int64), (pair % draws).to(tl.int64)
     i, j = tl.arange(0, M)[None, :, None], tl.arange(0, M)[None, None, :]
     used = real[:, None, None] & (i < flat) & (j < flat)
     eye = tl.where(i == j, 1.0, 0.0).to(tl.float64)
-    own = weights + c[:, None, None] * 2 * flat
-    flat_i = tl.load(own + i, mask=used, other=0.0).to(tl.float64)
-    flat_j = tl.load(own + j, mask=used, other=0.0).to(tl.float64)
-    peaked_i = tl.load(own + flat + i, mask=used, other=0.0).to(tl.float64)
-    peaked_j = tl.load(own + flat + j, mask=used, other=0.0).to(tl.float64)
-    cell = inner + b[:, None, None] * 4 * flat * flat + i * 2 * flat + j
-    square = flat_i * flat_j * tl.load(cell, mask=used, other=0.0).to(tl.float64)
-    square += flat_i * peaked_j * tl.load(cell + flat, mask=used, other=0.0).to(tl.float64)
-    square += peaked_i * flat_j * tl.load(cell + 2 * flat * flat, mask=used, other=0.0).to(tl.float64)
-    square += peaked_i * peaked_j * tl.load(cell + 2 * flat * flat + flat, mask=used, other=0.0).to(tl.float64)
+    place = small + pair[:, None, None].to(tl.int64) * 4 * M * M + i * M + j
+    square = tl.load(place, mask=used, other=0.0).to(tl.float64)
     scale = tl.sum(tl.sum(square * eye, 2), 1) / flat
     scale = tl.maximum(scale, tl.max(tl.sum(tl.abs(square), 2), 1) / 2.5)  # the iteration needs eigenvalues below 3
     scale = tl.where(real, scale, 1.0)
@@ -108,14 +150,12 @@ def _leading_axes(weights, inner, projected, small, pairs, draws, axes, flat, N:
         z = _product(t, z)
         step += 1
     root = z / tl.sqrt(scale)[:, None, None]
-    row = projected + b[:, None, None] * 2 * flat * axes + i * axes + j
-    column = flat_i * tl.load(row, mask=used, other=0.0).to(tl.float64)
-    column += peaked_i * tl.load(row + flat * axes, mask=used, other=0.0).to(tl.float64)
+    own = shaped + pair[:, None, None].to(tl.int64) * 2 * M * T + M * T + i * T + j
+    column = tl.load(own, mask=used, other=0.0).to(tl.float64)
     inverse = _inverse(eye - _product(root, column), i, j, eye)
-    place = small + pair[:, None, None].to(tl.int64) * 3 * M * M + i * M + j
-    tl.store(place, root.to(tl.float32), mask=real[:, None, None])
-    tl.store(place + M * M, inverse.to(tl.float32), mask=real[:, None, None])
-    tl.store(place + 2 * M * M, _product(root, inverse).to(tl.float32), mask=real[:, None, None])
+    tl.store(place + M * M, root.to(tl.float32), mask=real[:, None, None])
+    tl.store(place + 2 * M * M, inverse.to(tl.float32), mask=real[:, None, None])
+    tl.store(place + 3 * M * M, _product(root, inverse).to(tl.float32), mask=real[:, None, None])
 
 
 @triton.jit
@@ -140,7 +180,7 @@ def _inverse(left, i, j, eye):
 
 @triton.jit(do_not_specialize=["samples", "draws", "flat", "k_max", "n_init", "key0", "key1", "stream"])
 def _rotation(
-    mix, sources, projected, small, spread, angles, weights, draw, channel, parts, starts, out,
+    mix, y, small, spread, angles, draw, channel, parts, starts, out,
     samples, draws, flat, k_max, n_init, key0, key1, stream,
     T: tl.constexpr, B: tl.constexpr, P: tl.constexpr, G: tl.constexpr, FLAT: tl.constexpr, KEEP_ANGLES: tl.constexpr,
 ):  # fmt: skip
@@ -155,22 +195,16 @@ def _rotation(
     )  # fmt: skip
     if FLAT:
         # Q H = Q - leading turn^T, one of the m columns at a time
-        sources += b * 2 * flat * samples
-        projected += b * 2 * flat * axes
-        weights += c * 2 * flat
-        small += pair * 3 * M * M
+        y += pair * 2 * M * T
+        small += pair * 4 * M * M
         for j in range(flat):
             turn = tl.where(axis == j, 1.0, 0.0)
             leading = tl.zeros([T], tl.float32)
             for i in range(flat):
-                uniform, normal = tl.load(weights + i), tl.load(weights + flat + i)
-                first = tl.load(projected + i * axes + axis, mask=inside, other=0.0)
-                second = tl.load(projected + (flat + i) * axes + axis, mask=inside, other=0.0)
-                turn -= tl.load(small + i * M + j) * (uniform * first + normal * second)
-                first = tl.load(sources + i * samples + sample, mask=valid, other=0.0)
-                second = tl.load(sources + (flat + i) * samples + sample, mask=valid, other=0.0)
-                leading += tl.load(small + M * M + i * M + j) * tl.load(mix + sample * axes + i, mask=valid, other=0.0)
-                leading -= tl.load(small + 2 * M * M + i * M + j) * (uniform * first + normal * second)
+                cell = small + i * M + j
+                turn -= tl.load(cell + M * M) * tl.load(y + M * T + i * T + axis, mask=inside, other=0.0)
+                leading += tl.load(cell + 2 * M * M) * tl.load(mix + sample * axes + i, mask=valid, other=0.0)
+                leading -= tl.load(cell + 3 * M * M) * tl.load(y + i * T + sample)
             points -= leading[:, None] * turn[None, :]
     points *= tl.load(spread + c * axes + axis, mask=inside, other=0.0)[None, :]
     length = tl.sqrt(tl.sum(points * points, 1))
@@ -230,16 +264,21 @@ def _sine_cosine(angle):
 
 def specimens() -> list[Specimen]:
     """The kernels at the default shape, to be compiled."""
-    floats = ("mix", "sources", "projected", "small", "spread", "angles", "weights", "out")
+    floats = ("mix", "y", "small", "spread", "angles", "out")
     numbers = ("samples", "draws", "flat", "k_max", "n_init", "key0", "key1", "stream")
     signature = dict.fromkeys(floats, "*fp32") | dict.fromkeys(numbers, "i32")
     signature |= {"draw": "*i64", "channel": "*i64", "parts": "*fp16", "starts": "*i32"}
     columns, groups = cluster_columns(6, pass_columns_of(90))
     _, fewer = cluster_columns(6, pass_columns_of(80))
     constants = {"T": TILE, "B": BLOCK, "P": columns, "G": groups, "FLAT": True, "KEEP_ANGLES": True}
-    axes = dict.fromkeys(("weights", "inner", "projected", "small"), "*fp32")
-    axes |= dict.fromkeys(("pairs", "draws", "axes", "flat"), "i32")
+    made = dict.fromkeys(("mix", "sources", "weights", "quantiles", "y", "small"), "*fp32")
+    made |= dict.fromkeys(("samples", "draws", "flat"), "i32")
+    axes = {"shaped": "*fp32", "small": "*fp32", "pairs": "i32", "flat": "i32"}
     return [
-        Specimen("leading axes", _leading_axes, axes, {"N": DRAWS}, warps=4),
+        *(
+            Specimen(f"columns, {name}", _columns, made, {"T": TILE, "B": BLOCK, "MARGINAL": marginal}, warps_of(TILE))
+            for name, marginal in (("marginal", True), ("unimodal", False))
+        ),
+        Specimen("leading axes", _leading_axes, axes, {"T": TILE, "N": DRAWS}, warps=4),
         Specimen("draw", _rotation, signature, constants, warps_of(TILE), products=True, before_90={"G": fewer}),
     ]
