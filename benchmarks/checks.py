@@ -153,7 +153,7 @@ def _starts(k_max: int, n_init: int, count: int, device: torch.device, part: sli
 
 def check_rotation_null(device: torch.device, sizes: Sizes) -> Iterator[Check]:
     shapes = [(sizes.samples, min(6, sizes.samples), 4, rotation) for rotation in ROTATIONS]
-    shapes += [(*shape, "unimodal") for shape in sizes.awkward]
+    shapes += [(*shape, "marginal") for shape in sizes.awkward]
     for samples, k_max, n_init, rotation in shapes:
         usual = samples == sizes.samples
         channels, draws = (sizes.channels, sizes.draws) if usual else (min(sizes.channels, 16), min(sizes.draws, 32))

@@ -30,7 +30,7 @@ class Tangent(NamedTuple):
         return Tangent(*(part[which] for part in self))
 
 
-def tangent_space(gram: Tensor, width: int, *, rotation: str) -> Tangent:
+def tangent_space(gram: Tensor, width: int, *, rotation: str = "marginal") -> Tangent:
     """Log map of the embeddings at their mean direction, from their Gram matrix [C, K, K] alone; computed in float64.
 
     Only `rotation="marginal"` takes the time for `Tangent.quantiles`.
