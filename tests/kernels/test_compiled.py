@@ -100,17 +100,13 @@ def test_the_folder_is_restored_after_an_error(monkeypatch):
 
 
 def _sum(values):
-    total = 0.0
-    for i in range(len(values)):
-        total += values[i]
-    return total
+    return values[0] + values[1] - values[0]
 
 
 def test_sums_in_order_have_the_bits_of_python(tmp_path, monkeypatch):
-    values = np.random.default_rng(0).normal(size=1000) * 10.0 ** np.arange(1000).clip(max=12)
+    values = np.array([1e16, 1.0])  # the first swallows the second
     # Numba takes code that it kept for one order for the other as well
     monkeypatch.setattr(_compiled, "_cache_folder", lambda: tmp_path / "written")
-    assert compiled(in_order=True)(_sum)(values) == _sum(values.tolist())
+    assert compiled(in_order=True)(_sum)(values) == _sum(values.tolist()) == 0
     monkeypatch.setattr(_compiled, "_cache_folder", lambda: tmp_path / "any")
-    assert compiled(_sum)(values) == pytest.approx(_sum(values.tolist()), rel=1e-9)
-    assert compiled(_sum)(values) != _sum(values.tolist())
+    assert compiled(_sum)(values) == 1
