@@ -40,7 +40,7 @@ def permutation_null(clusters: Tensor, labels: Tensor, *, draws: range, seed: in
     return result
 
 
-@compiled(in_order=True)
+@compiled(in_order=True)  # a draw is to have the bits of the plain version
 def _draw_each(rows, labels, channel, apart, logarithms, result, start, stop, first, key0, key1, cells, log_samples):
     """NMI of the (channel, draw) pairs start..stop in the result's order; `rows` are clusters times classes."""
     samples, draws = rows.shape[1], result.shape[1]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from psi_fast_kernels._batched import products
 from psi_fast_kernels._streams import Stream
+from psi_fast_kernels._tiling import padded
 from psi_fast_kernels.philox import normal, permutation, uniform
 from psi_fast_kernels.rotation_null.tangent import flat_axes, orthogonal_to_ones
 
@@ -71,8 +72,11 @@ def haar(normals: Tensor) -> Tensor:
 
 
 def by_reflections(x: Tensor) -> Tensor:
-    """Q by Householder's reflections."""
-    q, r = torch.linalg.qr(x)
+    """Q by Householder's reflections, of each matrix within an identity of whole cache lines; see `padded`."""
+    size = x.shape[-1]
+    wide = torch.eye(padded(size), dtype=x.dtype, device=x.device).repeat(len(x), 1, 1)
+    wide[:, :size, :size] = x
+    q, r = (part[:, :size, :size] for part in torch.linalg.qr(wide))
     return q * r.diagonal(dim1=1, dim2=2).sign()[:, None]
 
 
