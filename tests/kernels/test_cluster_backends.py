@@ -158,6 +158,15 @@ def test_triton_takes_float64(triton_device):
     assert_alike(found, expected, gram, BOUNDS["triton", torch.float32])
 
 
+@pytest.mark.parametrize("entries", ["one row", "all"])
+def test_numba_survives_what_is_not_a_number(entries):
+    gram = gram_of("clouds", 12, 2, torch.float32)
+    gram[0, 3 if entries == "one row" else slice(None)] = torch.nan
+    found = run(gram, "numba", torch.device("cpu"), 4, 2)
+    assert 0 <= int(found.labels.min()) <= int(found.labels.max()) < 4
+    assert torch.equal(found.labels[1], run(gram[1:], "numba", torch.device("cpu"), 4, 2, first=1).labels[0])
+
+
 # ---- clusters that lose their last sample
 
 

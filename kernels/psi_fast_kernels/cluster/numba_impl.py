@@ -135,8 +135,8 @@ def _next_start(gram, numbers, index, similarity, nearest, rows):
         for i in range(samples):
             left[i] = min(max(gram[i, i] + gram[drawn, drawn] - 2 * gram[drawn, i], 0), dist2[i])
             remaining[candidate] += left[i]
-    best = 0
-    while remaining[best] > (1 + ALIKE) * remaining.min():
+    best, smallest = 0, remaining.min()
+    while best < CANDIDATES - 1 and remaining[best] > (1 + ALIKE) * smallest:
         best += 1
     dist2[:] = rows[2 + best]
     for i in range(samples):
@@ -151,7 +151,7 @@ def _lloyd(gram, labels, k, sums, closest, spare, per_cluster):
     spread, weight = per_cluster
     sizes = np.zeros(k, np.int64)
     _sum_rows(gram, labels, k, sums, sizes)
-    target = np.empty(samples, np.int32)
+    target = np.zeros(samples, np.int32)  # where no distance is a number, the first cluster
     for _ in range(MAX_STEPS):
         _within(labels, k, sums, spread)
         closest[:] = np.inf
