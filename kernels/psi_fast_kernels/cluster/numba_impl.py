@@ -69,6 +69,7 @@ def best_clustering(gram, labels, k_max, n_init, key0, key1, stream, channel, dr
         return gram.dtype.type(0), 1
     fill_uniform(numbers, key0, key1, stream, channel, draw)
     inertias[:] = np.inf
+    kept[:] = 0  # stays where no inertia is a number
     current, nearest, similarity = indices[0], indices[1], rows[0]
     for restart in range(n_init):
         _first_start(gram, numbers[restart], similarity, nearest, rows)
