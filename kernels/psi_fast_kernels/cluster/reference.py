@@ -44,7 +44,7 @@ def cluster(
     gram: Tensor, *, k_max: int, n_init: int, seed: int, stream: int, channel: Tensor, draw: Tensor
 ) -> Clustering:
     """See `psi_fast_kernels.cluster.op.cluster`."""
-    numbers = uniform(seed, stream, channel, draw, n_init * k_max * CANDIDATES)
+    numbers = uniform(seed, stream, channel, draw, n_init * k_max * CANDIDATES, backend="torch")
     numbers = numbers.unflatten(-1, (n_init, k_max, CANDIDATES))
     starts = plus_plus(gram, numbers.to(gram.dtype))
     distinct = 1 - gram.amin((1, 2)) > SAME * torch.finfo(gram.dtype).eps
