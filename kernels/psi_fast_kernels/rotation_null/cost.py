@@ -28,22 +28,21 @@ def pool_operations(draws: int, samples: int) -> int:
     """Operations of `rotation_pool`, which all channels share: normal numbers, QR with its Q, products with the basis."""
     axes = samples - 1
     orthogonal = 8 * axes**3 // 3 + 2 * samples * axes**2
-    columns = 2 * (2 * FLAT_AXES) * samples * (axes + 2 * FLAT_AXES)
     numbers = random_operations("normal", draws, axes**2 + FLAT_AXES * samples)
-    return draws * (orthogonal + columns) + numbers + random_operations("uniform", draws, FLAT_AXES * samples)
+    return draws * orthogonal + numbers + random_operations("uniform", draws, FLAT_AXES * samples)
 
 
 def bytes_moved(channels: int, draws: int, samples: int) -> int:
     """Bytes read and written once: the pool, the channels' axes, angles, weights and ids, and one number per draw."""
     axes = samples - 1
-    pool = samples * axes + 2 * FLAT_AXES * (samples + axes + 2 * FLAT_AXES)
+    pool = samples * axes + 2 * FLAT_AXES * samples
     return FLOAT * (draws * pool + channels * (axes + samples + 2 * FLAT_AXES) + channels * draws) + 8 * (
         channels + draws
     )
 
 
 def _update(samples: int) -> int:
-    """Per draw: turned and leading columns from their sources, their product, lengths, ranks and scaling."""
+    """Per draw: the columns Y, Y^T Y and Q^T Y, turned and leading columns, their product, lengths, ranks and scaling."""
     axes, flat = samples - 1, FLAT_AXES
-    columns = 4 * flat**2 * axes + 6 * flat**2 * samples
+    columns = 3 * flat * samples + 2 * flat * samples * (axes + flat) + 2 * flat**2 * axes + 4 * flat**2 * samples
     return columns + 2 * flat * samples * axes + 4 * samples * axes + 2 * samples**2
