@@ -180,8 +180,8 @@ def test_numba_leaves_an_emptied_cluster_empty():
     gram, start = emptied()
     labels = start.int().numpy()
     sums, _, per_cluster, *_ = numba_impl.workspace(gram.numpy(), 3, 1)
-    closest, spare = np.empty((2, 20), np.float32)
-    assert numba_impl._lloyd(gram.numpy(), labels, 3, sums, closest, spare, per_cluster) == pytest.approx(0, abs=1e-5)
+    closest = np.empty(20, np.float32)
+    assert numba_impl._lloyd(gram.numpy(), labels, 3, sums, closest, per_cluster) == pytest.approx(0, abs=1e-5)
     assert labels.tolist() == [0] * 10 + [labels[10]] * 10
     rows = np.empty((2, 20), np.float32)
     assert numba_impl._silhouette(gram.numpy(), labels, 3, sums, rows, per_cluster) == pytest.approx(1, abs=1e-6)

@@ -77,7 +77,7 @@ def best_clustering(gram, labels, k_max, n_init, key0, key1, stream, channel, dr
             # the first k centres of one k-means++ sequence are themselves k-means++ starts for k
             _next_start(gram, numbers[restart, k - 1], k - 1, similarity, nearest, rows)
             current[:] = nearest
-            inertia = _lloyd(gram, current, k, sums, rows[2], rows[3], per_cluster)
+            inertia = _lloyd(gram, current, k, sums, rows[2], per_cluster)
             if inertia < inertias[k - 2]:
                 inertias[k - 2] = inertia
                 kept[k - 2] = current
@@ -105,24 +105,27 @@ def fill_uniform(numbers, key0, key1, stream, channel, draw):
 
 @compiled
 def _first_start(gram, numbers, similarity, nearest, rows):
-    """The first centre: similarity [K] of every sample to it, nearest [K] = 0, squared distances in rows[1]."""
+    """The first centre: similarity [K] to it, nearest [K] = 0; into rows[1] squared distances, into rows[-1] the diagonal."""
     samples = len(gram)
     first = min(np.int64(numbers[0, 0] * samples), samples - 1)
-    dist2 = rows[1]
+    dist2, diagonal = rows[1], rows[-1]
     nearest[:] = 0
+    similarity[:] = gram[first]
+    zero, two, square = gram.dtype.type(0), gram.dtype.type(2), gram[first, first]
     for i in range(samples):
-        similarity[i] = gram[first, i]
-        dist2[i] = max(gram[i, i] + gram[first, first] - 2 * gram[first, i], 0)
+        diagonal[i] = gram[i, i]
+        dist2[i] = max(diagonal[i] + square - two * similarity[i], zero)
 
 
 @compiled
 def _next_start(gram, numbers, index, similarity, nearest, rows):
     """One more centre by greedy k-means++: of CANDIDATES drawn by squared distance the one that leaves the smallest sum."""
     samples = len(gram)
-    dist2 = rows[1]
+    dist2, diagonal = rows[1], rows[-1]
     total = 0.0
     for i in range(samples):
         total += dist2[i]
+    zero, two = gram.dtype.type(0), gram.dtype.type(2)
     remaining, chosen = np.zeros(CANDIDATES), np.empty(CANDIDATES, np.int64)
     for candidate in range(CANDIDATES):
         target, drawn, cumulated = numbers[candidate] * total, samples - 1, 0.0
@@ -131,22 +134,25 @@ def _next_start(gram, numbers, index, similarity, nearest, rows):
             if cumulated > target:
                 drawn = i
                 break
-        left = rows[2 + candidate]
+        left, own, square = rows[2 + candidate], gram[drawn], gram[drawn, drawn]
         chosen[candidate] = drawn
+        rest = 0.0
         for i in range(samples):
-            left[i] = min(max(gram[i, i] + gram[drawn, drawn] - 2 * gram[drawn, i], 0), dist2[i])
-            remaining[candidate] += left[i]
+            left[i] = min(max(diagonal[i] + square - two * own[i], zero), dist2[i])
+            rest += left[i]
+        remaining[candidate] = rest
     best, smallest = 0, remaining.min()
     while best < CANDIDATES - 1 and remaining[best] > (1 + ALIKE) * smallest:
         best += 1
     dist2[:] = rows[2 + best]
+    own = gram[chosen[best]]
     for i in range(samples):
-        if gram[chosen[best], i] > similarity[i]:
-            similarity[i], nearest[i] = gram[chosen[best], i], index
+        nearest[i] = index if own[i] > similarity[i] else nearest[i]
+        similarity[i] = max(own[i], similarity[i])
 
 
 @compiled
-def _lloyd(gram, labels, k, sums, closest, spare, per_cluster):
+def _lloyd(gram, labels, k, sums, closest, per_cluster):
     """Moves `labels` [K] to the nearest centre until none changes, at most MAX_STEPS times; returns the inertia."""
     samples = len(gram)
     spread, weight = per_cluster
@@ -215,6 +221,7 @@ def _silhouette(gram, labels, k, sums, rows, per_cluster):
     sizes = np.zeros(k, np.int64)
     _sum_rows(gram, labels, k, sums, sizes)
     inside, outside = rows[0], rows[1]
+    zero, one = gram.dtype.type(0), gram.dtype.type(1)
     outside[:] = np.inf
     used = 0
     for c in range(k):
@@ -224,7 +231,7 @@ def _silhouette(gram, labels, k, sums, rows, per_cluster):
         share = gram.dtype.type(1 / sizes[c])
         own = gram.dtype.type(sizes[c] / max(sizes[c] - 1, 1))  # a sample's distance to itself is 0
         for i in range(samples):
-            mean = max(1 - share * sums[c, i], 0)
+            mean = max(one - share * sums[c, i], zero)
             if labels[i] == c:
                 inside[i] = own * mean
             else:

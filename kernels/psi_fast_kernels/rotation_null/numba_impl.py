@@ -46,8 +46,8 @@ def _null_each(
     spread, angles, weights, quantiles, draw, mix, columns, channel, out, first, last, keep_angles, marginal, k_max, n_init,
     key0, key1, stream,
 ):  # fmt: skip
-    """Silhouettes of the pairs first..last of (channel, draw), channel by channel, into `out` [C, B]."""
-    draws, samples, axes = mix.shape
+    """Silhouettes of the pairs first..last of (draw, channel), draw by draw, into `out` [C, B]: a draw's mix stays cached."""
+    channels, (_, samples, axes) = len(angles), mix.shape
     points = np.zeros((samples + -samples % 4, spread.shape[1]), mix.dtype)
     flat = columns.shape[1] if marginal else columns.shape[1] // 2
     turn, leading = np.zeros((FLAT_AXES, spread.shape[1]), mix.dtype), np.zeros((FLAT_AXES, samples), mix.dtype)
@@ -57,7 +57,7 @@ def _null_each(
     length, rank = np.empty(samples, mix.dtype), np.empty(samples, np.int32)
     space = workspace(gram, k_max, n_init)
     for pair in range(first, last):
-        c, b = pair // draws, pair % draws
+        b, c = pair // channels, pair % channels
         if flat:
             if marginal:
                 _by_quantiles(quantiles[c], columns[b], y)
@@ -132,35 +132,38 @@ def _leading_axes(y, mix, projected, turn, leading):
                 row[axis] -= a * own[axis]
         row[j] += 1
     small = np.empty((flat, flat))  # A: V^T E = E - turn restricted to the first m axes
+    first = np.empty((flat, samples), mix.dtype)  # Q_E^T
     for i in range(flat):
         for j in range(flat):
             small[i, j] = turn[i, j]
+        for sample in range(samples):
+            first[i, sample] = mix[sample, i]
     inverse = _inverse(small)
     both = _product(root, inverse)
     for j in range(flat):
         row = leading[j]
         row[:] = 0
         for i in range(flat):
-            q, a, own = row.dtype.type(inverse[i, j]), row.dtype.type(both[i, j]), y[i]
+            q, a, old, new = row.dtype.type(inverse[i, j]), row.dtype.type(both[i, j]), first[i], y[i]
             for sample in range(samples):
-                row[sample] += q * mix[sample, i] - a * own[sample]
+                row[sample] += q * old[sample] - a * new[sample]
 
 
 @compiled
 def _mix(mix, spread, turn, leading, points, length):
     """Rows F = (Q - leading^T turn) Lam^(1/2) into `points`, and their lengths."""
     samples, axes = mix.shape
-    t0, t1, t2, t3, t4, t5, t6, t7 = turn
     for i in range(samples):
-        p0, p1, p2, p3 = leading[0, i], leading[1, i], leading[2, i], leading[3, i]
-        p4, p5, p6, p7 = leading[4, i], leading[5, i], leading[6, i], leading[7, i]
-        row, own = points[i], mix[i]
-        square = 0.0
-        for a in range(axes):
-            value = own[a] - p0 * t0[a] - p1 * t1[a] - p2 * t2[a] - p3 * t3[a]
-            value = (value - p4 * t4[a] - p5 * t5[a] - p6 * t6[a] - p7 * t7[a]) * spread[a]
-            row[a] = value
-            square += value * value
+        row = points[i]  # whole cache lines: beyond the axes spread is 0
+        row[:axes] = mix[i]
+        for j in range(0, FLAT_AXES, 2):  # two at a time: with more arrays in a loop the compiler gives up on vectors
+            a0, a1, t0, t1 = leading[j, i], leading[j + 1, i], turn[j], turn[j + 1]
+            for a in range(len(row)):
+                row[a] -= a0 * t0[a] + a1 * t1[a]
+        square = row.dtype.type(0)
+        for a in range(len(row)):
+            row[a] *= spread[a]
+            square += row[a] * row[a]
         length[i] = np.sqrt(square)
 
 
@@ -197,10 +200,16 @@ def _gram(points, gram):
                 s21 += x2[a] * y1[a]
                 s30 += x3[a] * y0[a]
                 s31 += x3[a] * y1[a]
-            tile = ((s00, s01), (s10, s11), (s20, s21), (s30, s31))
-            for p in range(min(4, samples - i)):
-                for q in range(min(2, samples - j)):
-                    gram[i + p, j + q] = tile[p][q]
+            if i + 4 <= samples and j + 2 <= samples:
+                gram[i, j], gram[i, j + 1] = s00, s01
+                gram[i + 1, j], gram[i + 1, j + 1] = s10, s11
+                gram[i + 2, j], gram[i + 2, j + 1] = s20, s21
+                gram[i + 3, j], gram[i + 3, j + 1] = s30, s31
+            else:
+                tile = ((s00, s01), (s10, s11), (s20, s21), (s30, s31))
+                for p in range(min(4, samples - i)):
+                    for q in range(min(2, samples - j)):
+                        gram[i + p, j + q] = tile[p][q]
     for i in range(samples):
         row = gram[i]
         for j in range(i):
@@ -237,13 +246,15 @@ def _inverse(matrix):
     left, right = matrix.copy(), np.eye(size)
     for p in range(size):
         pivot = 1 / left[p, p]
-        left[p] *= pivot
-        right[p] *= pivot
+        for j in range(size):
+            left[p, j] *= pivot
+            right[p, j] *= pivot
         for i in range(size):
             if i != p:
                 factor = left[i, p]
-                left[i] -= factor * left[p]
-                right[i] -= factor * right[p]
+                for j in range(size):
+                    left[i, j] -= factor * left[p, j]
+                    right[i, j] -= factor * right[p, j]
     return right
 
 

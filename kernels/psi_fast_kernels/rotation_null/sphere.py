@@ -6,9 +6,11 @@ from torch.nn.functional import normalize, pad
 
 from psi_fast_kernels._chunks import in_chunks
 from psi_fast_kernels._streams import Stream
-from psi_fast_kernels._tiling import draws_per_chunk, padded
+from psi_fast_kernels._tiling import padded, rows_per_chunk
 from psi_fast_kernels.cluster import cluster
 from psi_fast_kernels.philox import normal
+
+BUDGET = 64 * 2**20  # bytes of normal numbers and what becomes of them
 
 
 def sphere_null(
@@ -51,5 +53,6 @@ def sphere_null(
             backend=backend,
         ).silhouette
 
-    in_chunks(work, len(draws), draws_per_chunk(samples + width, n_init * k_max), "draws")
+    per_draw = 8 * samples * (3 * width + 2 * samples)
+    in_chunks(work, len(draws), rows_per_chunk(per_draw, budget_bytes=BUDGET), "draws")
     return result
