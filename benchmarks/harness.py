@@ -53,6 +53,7 @@ class Row(Machine):
 
     peer : what was measured in psi_fast's place, empty for psi_fast itself
     varies, value : the size that a series of rows differs in, and its value; empty and 0 outside a series
+    rotation : of the null of S, empty where there is none
     time_ms_* : quantiles of `repeats` runs after a warm-up
     draws_per_s : channels * draws in a second; for clusterings alone, problems
     peak_mem_mib : largest memory beyond what was there before: allocated on a GPU, resident on a CPU
@@ -66,6 +67,7 @@ class Row(Machine):
     peer: str
     varies: str
     value: int
+    rotation: str
     channels: int
     draws: int
     samples: int

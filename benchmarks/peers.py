@@ -166,8 +166,8 @@ def lowest_inertia(x: Tensor, k_max: int) -> Tensor:
 def null_loop(cluster: Callable[[Tensor], float], x: Tensor, text: Tensor, draws: int, k_max: int) -> list[float]:
     """S of `draws` rotated draws, clustered by `cluster`, each with a permuted NMI and a shuffled gap, for a channel [K, d].
 
-    The rotation is `tangent`, which costs less than psi_fast's `unimodal`. The channel's own clustering and its
-    tangent space are left out of this count, and so is the null on the sphere that psi_fast reports beside the default.
+    The rotation is `tangent`. The channel's own clustering and its tangent space are left out of this count, and so is the null
+    on the sphere that psi_fast reports beside the default.
     """
     from sklearn.metrics import normalized_mutual_info_score
 

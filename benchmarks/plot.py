@@ -82,7 +82,7 @@ def peers(rows: list[Row]) -> Figure:
     groups = [(title, _distinct(own)) for title, own in groups if any(row.peer for row in own)]
     figure, panels = plt.subplots(1, len(groups), figsize=(9, 2.4), layout="constrained", squeeze=False)
     for axes, (title, own) in zip(panels[0], groups, strict=True):
-        names = [row.peer or f"psi_fast ({row.backend})" for row in own]
+        names = [_by(row) for row in own]
         bars = axes.barh(
             names, [row.draws_per_s for row in own], color=["#8a8a8a" if row.peer else "#0f6fb4" for row in own]
         )
@@ -99,8 +99,12 @@ def peers(rows: list[Row]) -> Figure:
 
 
 def _distinct(rows: list[Row]) -> list[Row]:
-    """One row per implementation, the last, fastest first."""
-    return sorted({(row.peer, row.backend): row for row in rows}.values(), key=lambda row: -row.draws_per_s)
+    """One row per implementation and rotation, the last, fastest first."""
+    return sorted({_by(row): row for row in rows}.values(), key=lambda row: -row.draws_per_s)
+
+
+def _by(row: Row) -> str:
+    return (row.peer or f"psi_fast ({row.backend})") + f", {row.rotation}" * bool(row.rotation)
 
 
 def _titled(figure: Figure, rows: list[Row], more: str = "") -> Figure:

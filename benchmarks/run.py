@@ -48,11 +48,13 @@ from peers import (
     scikit_learn_silhouette,
 )  # fmt: skip
 from scaling import START, series
-from workloads import FIRST, OPS, Case, concepts, embeddings, grams, measure, work
+from workloads import FIRST, OPS, ROTATED, Case, concepts, embeddings, grams, measure, work
 
 from psi_fast_kernels._backend import select_backend
 
 FIRST_VERSION = "0f5f788"
+BASELINE_ROTATION = "unimodal"  # the first version's default, with as much work as today's
+LOOP_ROTATION = "tangent"  # what the loops without psi_fast do; the defaults do more
 BACKENDS = {"cpu": ("numba", "torch"), "cuda": ("triton", "torch")}
 
 
@@ -109,7 +111,7 @@ class Session:
         ran = backend or select_backend(case.backend, self.device, offers=("triton", "numba", "torch"))
         row = Row(
             **asdict(self.machine), **sizes, **empty, backend=ran, peer=peer, varies=varies,
-            value=getattr(case, varies) if varies else 0,
+            value=getattr(case, varies) if varies else 0, rotation=case.rotation if case.op in ROTATED else "",
         )  # fmt: skip
         floor = 0.0 if peer else self.rates.floor_ms(work(case, self.device))
         row = with_times(row, found, case.pairs, floor)
@@ -117,10 +119,10 @@ class Session:
         what = (
             f"{varies}={row.value}"
             if varies
-            else f"C={case.channels} B={case.draws} K={case.samples} n_init={case.n_init}"
+            else f"C={case.channels} B={case.draws} K={case.samples} n_init={case.n_init} {row.rotation}"
         )
         say(
-            f"  {case.op:18s}{peer or row.backend:26s}{what:34s}{row.time_ms_p50:11.1f} ms{row.draws_per_s:12.0f}/s"
+            f"  {case.op:18s}{peer or row.backend:26s}{what:43s}{row.time_ms_p50:11.1f} ms{row.draws_per_s:12.0f}/s"
             f"{row.peak_mem_mib:9.0f} MiB" + ("" if peer else f"{row.percent_of_floor:7.1f} % of floor")
         )
         return row
@@ -166,10 +168,12 @@ def part_scaling(session: Session) -> None:
 def part_peers(session: Session) -> None:
     """The null draws without psi_fast, by the baseline commit, and k-means on the same problems by other libraries."""
     whole = session.sizes.whole
-    session.write(whole, measure(whole, session.device, session.machine.threads))
+    for rotation in dict.fromkeys((whole.rotation, BASELINE_ROTATION, LOOP_ROTATION)):
+        case = replace(whole, rotation=rotation)
+        session.write(case, measure(case, session.device, session.machine.threads))
     if session.device.type == "cpu":
-        _baseline(session, whole)
-    _null_loops(session, whole)
+        _baseline(session, replace(whole, rotation=BASELINE_ROTATION))
+    _null_loops(session, replace(whole, rotation=LOOP_ROTATION))
     _clusterings(session)
 
 

@@ -49,7 +49,7 @@ def _line(row: Row, rows: list[Row]) -> str:
     cells = (
         NAMES[row.op],
         row.peer or f"psi_fast, {row.backend}",
-        f"{size}, n_init={row.n_init}",
+        f"{size}, n_init={row.n_init}" + f", {row.rotation}" * bool(row.rotation),
         f"{_number(row.time_ms_p50)} ({_number(row.time_ms_p20)}, {_number(row.time_ms_p80)})",
         f"{_number(row.draws_per_s)}",
         f"{_number(speed_up(row, rows))} x" if row.peer else "",
@@ -63,7 +63,7 @@ def _line(row: Row, rows: list[Row]) -> str:
 
 def speed_up(row: Row, rows: list[Row]) -> float:
     """How many times as many draws per second psi_fast does as the peer of `row`, same settings, same run."""
-    same = attrgetter("op", "varies", "samples", "width", "k_max", "n_init")
+    same = attrgetter("op", "varies", "rotation", "samples", "width", "k_max", "n_init")
     own = [other.draws_per_s for other in rows if not other.peer and same(other) == same(row)]
     return max(own, default=math.nan) / row.draws_per_s
 

@@ -20,6 +20,7 @@ POOL_DRAWS = 64  # rotations held at once
 CHANNELS = {"cpu": 64, "cuda": 256}  # channels of one call of rotation_null
 CLASSES = 20
 OPS = ("score_embeddings", "rotation_null", "permutation_null", "text_null", "cluster")
+ROTATED = ("score_embeddings", "rotation_null")  # ops that a rotation belongs to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class Case:
     k_max: int = 6
     n_init: int = 4
     concepts: int = 1000
+    rotation: str = "marginal"
     backend: str = "auto"
     seed: int = 0
 
@@ -95,7 +97,7 @@ def _score_embeddings(case: Case, device: torch.device) -> Callable[[], float]:
     given = {"labels": labels(case, CLASSES, "cpu"), "text": concepts(case.concepts, case.width)}
     config = PSIConfig(
         top_k=case.samples, draws=case.draws, k_max=case.k_max, n_init=case.n_init, backend=case.backend, center=False,
-        rotation="unimodal",
+        rotation=case.rotation,
     )  # fmt: skip
 
     def run() -> float:
@@ -109,7 +111,7 @@ def _rotation_null(case: Case, device: torch.device) -> Callable[[], float]:
     from psi_fast_kernels.rotation_null import Tangent, rotation_null, rotation_pool, tangent_space
 
     x = embeddings(case.channels, case.samples, case.width, seed=case.seed, device=device)
-    parts = [tangent_space(part @ part.mT, case.width) for part in x.split(256)]
+    parts = [tangent_space(part @ part.mT, case.width, rotation=case.rotation) for part in x.split(256)]
     tangent = Tangent(*(torch.cat(part) for part in zip(*parts, strict=True)))
     channel = torch.arange(case.channels, device=device)
     del x, parts
@@ -117,11 +119,11 @@ def _rotation_null(case: Case, device: torch.device) -> Callable[[], float]:
     def run() -> float:
         total = 0.0
         for draws in blocks(case.draws, POOL_DRAWS):
-            pool = rotation_pool(case.samples, case.width, rotation="unimodal", draws=draws, seed=0, device=device)
+            pool = rotation_pool(case.samples, case.width, rotation=case.rotation, draws=draws, seed=0, device=device)
             for rows in blocks(case.channels, CHANNELS[device.type]):
                 part = slice(rows.start, rows.stop)
                 drawn = rotation_null(
-                    tangent.rows(part), pool, rotation="unimodal", k_max=case.k_max, n_init=case.n_init, seed=0,
+                    tangent.rows(part), pool, rotation=case.rotation, k_max=case.k_max, n_init=case.n_init, seed=0,
                     channel=channel[part], backend=case.backend,
                 )  # fmt: skip
                 if rows.start == 0:

@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 ROW = Row(
     run="2026-01-01T00:00:00Z", commit="1234567", device="A processor", threads=2, versions="python 3; torch 2",
     product_gflops=80.0, operation_gflops=70.0, copy_gb=10.0, backend="numba", op="rotation_null", peer="", varies="", value=0,
-    channels=64, draws=100, samples=100, width=512, k_max=6, n_init=4, repeats=3,
+    rotation="marginal", channels=64, draws=100, samples=100, width=512, k_max=6, n_init=4, repeats=3,
     time_ms_p20=900.0, time_ms_p50=1000.0, time_ms_p80=1100.0, draws_per_s=6400.0, peak_mem_mib=30.0,
     floor_ms=250.0, percent_of_floor=25.0, silhouette=0.25, inertia_ratio=math.nan,
 )  # fmt: skip
@@ -282,7 +282,7 @@ def test_the_table_tells_ratios_and_growth(tmp_path):
     harness.append(path, rows_of_a_run())
     text = table.markdown([path])
     assert "older" not in text
-    assert "| another | C=64, B=100, n_init=4 |" in text
+    assert "| another | C=64, B=100, n_init=4, marginal |" in text
     assert "| 100 x |" in text
     assert "(docs/scaling-rows.svg)" in text
     assert "100 to 10,000 draws, time grows with power 1.00, peak memory from 30 to 30 MiB" in text
@@ -291,8 +291,8 @@ def test_the_table_tells_ratios_and_growth(tmp_path):
 
 def test_a_peer_is_compared_with_the_same_settings_only():
     peer = replace(ROW, peer="another", draws_per_s=64.0)
-    faster = replace(ROW, n_init=1, draws_per_s=1e6)
-    assert table.speed_up(peer, [ROW, faster, peer]) == pytest.approx(100)
+    faster = [replace(ROW, n_init=1, draws_per_s=1e6), replace(ROW, rotation="tangent", draws_per_s=1e6)]
+    assert table.speed_up(peer, [ROW, *faster, peer]) == pytest.approx(100)
 
 
 def test_figures_name_device_and_commit():
