@@ -15,13 +15,15 @@ from psi_fast.activation_tap import ActivationTap
 from psi_fast.crops import embed
 from psi_fast.encoders import load_encoder
 from psi_fast.environment import keep_freed_memory
+from psi_fast.image_bank import open_bank
 from psi_fast.images import ImageSet, open_images
 from psi_fast.networks import Network, load_network
-from psi_fast.prefetch import batches, prefetch
 from psi_fast.progress import Progress
 from psi_fast.store import fingerprint
 
 BATCH = 32
+SIDE = 260
+"""The largest input of the networks used here; Tiny-ImageNet's images have 64 px, and stay so."""
 PLANTED = {"mono": 1, "poly2": 2, "poly3": 3}
 """Kinds of planted units, and of how many classes."""
 
@@ -80,11 +82,12 @@ def planted_units(options: argparse.Namespace) -> Planted:
     )[:, imagenet_rows(images)[classes]]
     encoder = load_encoder("classifier:efficientnet-lite:lite2").to(torch.device("cpu"))
     names, text = encoder.concepts(None)
-    whole = np.array([(i, 0, 0, *images.load(i).size) for i in range(len(images))], dtype=float)
+    bank = open_bank(images, SIDE, progress=Progress())
+    whole = np.array([(i, 0, 0, bank.side, bank.side) for i in range(len(images))], dtype=float)
     embeddings = kept(
         options.cache,
         ["whole images", encoder.fingerprint(), images.fingerprint],
-        lambda: embed(whole, images, encoder, torch.device("cpu"), PSIConfig(), Progress()).numpy(),
+        lambda: embed(whole, bank, images.names, encoder, torch.device("cpu"), PSIConfig(), Progress()).numpy(),
     )
 
     rng = np.random.default_rng(options.seed)
@@ -122,12 +125,12 @@ def responses(network: str | Network, layer: str, images: ImageSet) -> np.ndarra
     """Largest response over positions of each unit of a layer to each image, float32 [N, C]."""
     network = load_network(network)
     tap = ActivationTap(network, layer, torch.device("cpu"))
-    loaded = prefetch(lambda i: network.preprocess(images.load(i)), range(len(images)), ahead=2 * BATCH)
-    parts = []
+    bank, parts = open_bank(images, SIDE, progress=Progress()), []
     with tap, torch.inference_mode(), Progress().bar(f"{network.name} {layer}", len(images), "img") as bar:
-        for batch in batches(loaded, BATCH):
-            parts.append(tap(torch.stack(batch)).amax(2))
-            bar.update(len(batch))
+        for first in range(0, len(images), BATCH):
+            pixels = bank.read(slice(first, first + BATCH), torch.device("cpu"))
+            parts.append(tap(network.preprocess(pixels)).amax(2))
+            bar.update(len(pixels))
     return torch.cat(parts).numpy()
 
 

@@ -3,7 +3,8 @@
 from psi_fast.api import score, score_embeddings
 from psi_fast.config import PSIConfig
 from psi_fast.errors import PsiFastError
-from psi_fast.networks import Network, Preprocess
+from psi_fast.networks import Network
+from psi_fast.preprocess import Preprocess
 from psi_fast.scores import Scores
 from psi_fast.store import load
 

@@ -20,6 +20,7 @@ from psi_fast.encoders import Encoder, load_encoder
 from psi_fast.environment import device_info, pick_backend, pick_device, versions
 from psi_fast.errors import InputError
 from psi_fast.evaluation import Background, evaluate
+from psi_fast.image_bank import ImageBank, open_bank
 from psi_fast.images import ImageSet, open_images
 from psi_fast.mining import mine, random_patches
 from psi_fast.networks import Network, load_network
@@ -50,6 +51,8 @@ def score(
     progress: bool = True,
     max_images: int | None = None,
     skip_unreadable: bool = False,
+    bank: str | Path | None = None,
+    bank_side: int | None = None,
 ) -> Scores:
     """Calibrated polysemanticity scores of a layer's channels, from images.
 
@@ -77,6 +80,11 @@ def score(
         Use an evenly spread subset of so many images, drawn by the seed.
     skip_unreadable : bool
         Leave out images that cannot be decoded, and count them, instead of stopping.
+    bank : path, optional
+        Folder that keeps decoded images for other runs; None is psi_fast's cache folder.
+    bank_side : int, optional
+        Side in px that the images' centre squares are kept at; None is what network and encoder resize to, or less
+        where the images are smaller.
 
     Returns
     -------
@@ -110,6 +118,7 @@ def score(
         "images": source.fingerprint,
         "encoder": encoder.fingerprint(),
         "vocabulary": f"{words.name} {words.fingerprint}" if words else "the encoder's own",
+        "bank side": bank_side or "auto",
         "code": store.code_fingerprint(),
         "device": where.type,
         "backend": backend,
@@ -130,13 +139,20 @@ def score(
         return store.load(folder)
     with bars.stage("concepts"):
         names, text = encoder.concepts(words, bars)
-    bank = Bank(tuple(names), normalize(text.float().cpu(), dim=1))
-    inputs = Inputs(network, tap, chosen, source, encoder, bank, config, where)
+    text_bank = Bank(tuple(names), normalize(text.float().cpu(), dim=1))
+
+    def run() -> tuple[Scores, dict[str, torch.Tensor]]:
+        with bars.stage("decoding"):
+            largest = max(network.preprocess.resize, encoder.preprocess.resize)
+            place = None if bank is None else Path(bank)
+            decoded = open_bank(source, largest, folder=place, side=bank_side, progress=bars).to(where)
+        return _run(Inputs(network, tap, chosen, source, decoded, encoder, text_bank, config, where), about, bars)
+
     if folder is None:
-        return _run(inputs, about, bars)[0]
+        return run()[0]
     with store.reserved(folder):
-        scores, tensors = _run(inputs, about, bars)
-        store.save(folder, scores, tensors, bank.names)
+        scores, tensors = run()
+        store.save(folder, scores, tensors, text_bank.names)
     return scores
 
 
@@ -148,36 +164,37 @@ class Inputs:
     tap: ActivationTap
     channels: np.ndarray
     images: ImageSet
+    bank: ImageBank
     encoder: Encoder
-    bank: Bank
+    text: Bank
     config: PSIConfig
     device: torch.device
 
 
 def _run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores, dict[str, torch.Tensor]]:
     """The stages from images to scores; also the tensors worth keeping."""
-    network, tap, images, config = inputs.network, inputs.tap, inputs.images, inputs.config
+    network, tap, images, bank, config = inputs.network, inputs.tap, inputs.images, inputs.bank, inputs.config
     with bars.stage("patch size"):
         spread = np.linspace(0, len(images) - 1, PROBE_IMAGES, dtype=int)
-        probes = torch.stack([network.preprocess(images.load(i)) for i in spread])
+        probes = network.preprocess(bank.read(spread, inputs.device)).cpu()
         field = measure_field(tap, network.preprocess.size, config.patch, seed=config.seed, images=probes)
     with bars.stage("mining"):
-        top = mine(tap, network, images, inputs.channels, config, bars)
+        top = mine(tap, network, bank, images.names, inputs.channels, config, bars)
         random_images, random_positions = random_patches(RANDOM_POOL, tap.positions, len(images), config.seed)
 
-    def in_image(positions: np.ndarray, of: np.ndarray) -> np.ndarray:
+    def in_bank(positions: np.ndarray) -> np.ndarray:
         box = boxes(field, positions, tap.grid, tap.prefix, network.preprocess.size)
-        return network.preprocess.to_image(box, top.sizes[of])
+        return network.preprocess.to_image(box, np.full((*positions.shape, 2), bank.side))
 
-    box = in_image(top.positions, top.images)
+    box = in_bank(top.positions)
     chosen = np.where(top.dead[:, None], -1, top.images)
     # one crop serves both the channels and the random patches, wherever they meet
     crops, index = distinct_crops(
         np.concatenate((chosen.ravel(), random_images)),
-        np.concatenate((box.reshape(-1, 4), in_image(random_positions, random_images))),
+        np.concatenate((box.reshape(-1, 4), in_bank(random_positions))),
     )
     with bars.stage("embedding"):
-        embedded = embed(crops, images, inputs.encoder, inputs.device, config, bars)
+        embedded = embed(crops, bank, images.names, inputs.encoder, inputs.device, config, bars)
     index, random_index = index[: chosen.size].reshape(chosen.shape), index[chosen.size :]
     used, inverse = np.unique(index[index >= 0], return_inverse=True)
     index[index >= 0] = inverse
@@ -186,7 +203,7 @@ def _run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores,
     table, clusters = evaluate(
         PatchEmbeddings(unique, torch.from_numpy(index), torch.from_numpy(inputs.channels)),
         None if labels is None else torch.from_numpy(labels[top.images]),
-        inputs.bank,
+        inputs.text,
         Background(embedded[random_index], None if labels is None else torch.from_numpy(labels[random_images])),
         config,
         inputs.device,
@@ -197,7 +214,8 @@ def _run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores,
     manifest = about | {
         "channels": len(inputs.channels),
         "images": len(images),
-        "concepts": len(inputs.bank.names),
+        "concepts": len(inputs.text.names),
+        "bank": {"side_px": bank.side, "folder": str(bank.folder) if images.lasting else "kept for this run only"},
         "distinct_crops": len(crops),
         "patch": {"mode": str(field.mode), "size_px": list(field.size), "note": field.note},
         "versions": versions(),
@@ -212,8 +230,9 @@ def _run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores,
             )
         ),
     }
-    scores = Scores(table, clusters, manifest, _patch_table(top, box, images, clusters))
-    return scores, {"unique": unique, "index": torch.from_numpy(index), "text": inputs.bank.embeddings}
+    patches = _patch_table(top, bank.to_image(box, top.images), images, clusters)
+    tensors = {"unique": unique, "index": torch.from_numpy(index), "text": inputs.text.embeddings}
+    return Scores(table, clusters, manifest, patches), tensors
 
 
 def score_embeddings(

@@ -65,6 +65,8 @@ def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
         channels: str | None = None,
         max_images: int | None = None,
         skip_unreadable: bool = False,
+        bank: Path | None = None,
+        bank_side: int | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
         progress: bool = True,
         settings: Settings = base,
@@ -84,6 +86,8 @@ def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
             channels: Range first:stop of channels to score; default: all.
             max_images: Use an evenly spread, seeded subset of so many images.
             skip_unreadable: Leave out images that cannot be decoded, and count them.
+            bank: Folder that keeps decoded images for other runs; default: psi_fast's cache folder.
+            bank_side: Side in px that images are kept at; default: what network and encoder resize to, at most.
             device: Where to compute.
             progress: Show progress bars, where stderr is a terminal.
             settings: Settings of the method.
@@ -103,6 +107,8 @@ def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
             progress=progress,
             max_images=max_images,
             skip_unreadable=skip_unreadable,
+            bank=bank,
+            bank_side=bank_side,
         )
         show_scores(scores, out)
 

@@ -1,6 +1,6 @@
-"""TopPatches + images -> embeddings: each distinct crop cut, prepared and encoded once."""
+"""TopPatches + bank -> embeddings: each distinct crop cut, prepared and encoded once, in batches on the device."""
 
-from contextlib import closing
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,8 +10,8 @@ from psi_fast.config import PSIConfig
 from psi_fast.encoders import Encoder
 from psi_fast.errors import InputError
 from psi_fast.forward import whole_slices
-from psi_fast.images import ImageSet
-from psi_fast.prefetch import batches, prefetch
+from psi_fast.image_bank import ImageBank
+from psi_fast.preprocess import Preprocess
 from psi_fast.progress import Progress
 
 
@@ -21,7 +21,7 @@ def distinct_crops(images: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, n
     Parameters
     ----------
     images : [...] int64, -1 for a place without a patch
-    boxes : [..., 4] float64 (x0, y0, x1, y1) in pixels of the image
+    boxes : [..., 4] float64 (x0, y0, x1, y1)
 
     Returns
     -------
@@ -37,49 +37,65 @@ def distinct_crops(images: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, n
 
 
 def embed(
-    crops: np.ndarray, images: ImageSet, encoder: Encoder, device: torch.device, config: PSIConfig, progress: Progress
+    crops: np.ndarray,
+    bank: ImageBank,
+    names: Sequence[str],
+    encoder: Encoder,
+    device: torch.device,
+    config: PSIConfig,
+    progress: Progress,
 ) -> torch.Tensor:
-    """Unit embeddings [U, d] float32, on the CPU, of crops [U, 5] (image, x0, y0, x1, y1) sorted by image.
+    """Unit embeddings [U, d] float32, on the CPU, of crops [U, 5] (image, x0, y0, x1, y1) in the bank's px.
+
+    `names` are the images', for messages.
 
     Raises
     ------
     InputError
         An embedding is not finite or zero.
     """
-    edges = np.flatnonzero(np.diff(crops[:, 0], prepend=-1))
-    by_image = np.split(crops, edges[1:])
-
-    def prepare(rows: np.ndarray) -> list[torch.Tensor]:
-        image = images.load(int(rows[0, 0]))
-        return [encoder.prepare(image.crop(_whole_pixels(box, image.size))) for box in rows[:, 1:]]
-
     encoder = encoder.to(device)
     batch_size = whole_slices(config.batch_size)
+    images, boxes = crops[:, 0].astype(np.int64), whole_pixels(crops[:, 1:], bank.side)
     parts: list[torch.Tensor] = []
-    done = 0
-    with (
-        closing(prefetch(prepare, by_image, ahead=2 * batch_size)) as prepared,
-        torch.inference_mode(),
-        progress.bar("embedding", len(crops), "crop") as bar,
-    ):
-        each = (crop for group in prepared for crop in group)
-        for batch in batches(each, batch_size):
-            part = encoder.encode(torch.stack(batch).to(device)).float().cpu()
+    with torch.inference_mode(), progress.bar("embedding", len(crops), "crop") as bar:
+        for start in range(0, len(crops), batch_size):
+            batch = slice(start, start + batch_size)
+            part = encoder.encode(prepare(bank, images[batch], boxes[batch], encoder.preprocess, device)).float().cpu()
             bad = torch.nonzero(~torch.isfinite(part).all(1) | (part == 0).all(1))
             if len(bad):
-                image = images.names[int(crops[done + int(bad[0]), 0])]
                 raise InputError(
-                    f"embedding: {encoder.name} returns a vector that is zero or not finite for a crop of image {image!r}; "
-                    "check the encoder's weights and precision"
+                    f"embedding: {encoder.name} returns a vector that is zero or not finite for a crop of image "
+                    f"{names[images[start + int(bad[0])]]!r}; check the encoder's weights and precision"
                 )
             parts.append(normalize(part.double(), dim=1, eps=0).float())
-            done += len(batch)
-            bar.update(len(batch))
+            bar.update(len(part))
     return torch.cat(parts)
 
 
-def _whole_pixels(box: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The box widened to whole pixels, at least one, inside the image."""
-    x0, y0 = (min(int(np.floor(v)), side - 1) for v, side in zip(box[:2], size, strict=True))
-    x1, y1 = (min(max(int(np.ceil(v)), low + 1), side) for v, low, side in zip(box[2:], (x0, y0), size, strict=True))
-    return x0, y0, x1, y1
+def prepare(
+    bank: ImageBank, images: np.ndarray, boxes: np.ndarray, preprocess: Preprocess, device: torch.device
+) -> torch.Tensor:
+    """A network's input for one crop each of the images [B]: boxes [B, 4] int64 in the bank's px -> float32 [B, 3, S, S].
+
+    Crops of one size go together; each is cut, resized and normalised as it would be alone.
+    """
+    sizes, group = np.unique(boxes[:, 2:] - boxes[:, :2], axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    result = None
+    for number, size in enumerate(sizes.tolist()):
+        rows = np.flatnonzero(group == number)
+        part = preprocess(bank.cut(images[rows], boxes[rows, :2], tuple(size), device))
+        if len(sizes) == 1:
+            return part
+        if result is None:
+            result = part.new_empty(len(images), *part.shape[1:])
+        result[torch.from_numpy(rows).to(device)] = part
+    return result
+
+
+def whole_pixels(boxes: np.ndarray, side: int) -> np.ndarray:
+    """Boxes [..., 4] (x0, y0, x1, y1) widened to whole pixels, at least one, inside 0..side; int64."""
+    low = np.minimum(np.floor(boxes[..., :2]), side - 1)
+    high = np.minimum(np.maximum(np.ceil(boxes[..., 2:]), low + 1), side)
+    return np.concatenate((low, high), axis=-1).astype(np.int64)

@@ -38,6 +38,8 @@ class ImageSet:
         Readable names and stable keys of the classes; the keys default to the names.
     warnings : iterable of str
         What a report should say about the source.
+    lasting : bool
+        The stamps tell all of the content, so that what was made of the images can be found again by the fingerprint.
 
     Attributes
     ----------
@@ -55,7 +57,9 @@ class ImageSet:
         class_names: Sequence[str] | None = None,
         class_keys: Sequence[str] | None = None,
         warnings: Iterable[str] = (),
+        lasting: bool = True,
     ) -> None:
+        self.lasting = lasting
         self.names = list(names)
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         self.class_names = None if class_names is None else list(class_names)
@@ -101,6 +105,7 @@ class ImageSet:
             class_names=self.class_names,
             class_keys=self.class_keys,
             warnings=[*self.warnings, *warnings],
+            lasting=self.lasting,
         )
 
     def _digest(self) -> str:
@@ -298,7 +303,7 @@ def _from_dataset(dataset: Any, skip_unreadable: bool, progress: Progress) -> Im
         raise InputError(f"{type(dataset).__name__} has no length; pass a map-style Dataset") from error
     if not names:
         raise InputError(f"{type(dataset).__name__} holds no images; pass a Dataset with at least one item")
-    images = ImageSet(names, items.image, [""] * len(names))
+    images = ImageSet(names, items.image, [""] * len(names), lasting=False)
     if skip_unreadable:
         images = _readable(images, progress)
     sampled = min(len(images), _SAMPLED)
@@ -313,7 +318,9 @@ def _from_dataset(dataset: Any, skip_unreadable: bool, progress: Progress) -> Im
         values, labels = np.unique(labels, return_inverse=True)
         keys = [str(v) for v in values]
     stamps = [digest.hexdigest()] * len(images)
-    return ImageSet(images.names, items.image, stamps, labels=labels, class_names=keys, warnings=images.warnings)
+    return ImageSet(
+        images.names, items.image, stamps, labels=labels, class_names=keys, warnings=images.warnings, lasting=False
+    )
 
 
 def _split(item: Any, name: str) -> tuple[Any, Any]:

@@ -1,7 +1,7 @@
 """Images + network -> TopPatches: each channel's largest activations, one pass over the images."""
 
 import math
-from contextlib import closing
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,9 +10,8 @@ from psi_fast.activation_tap import ActivationTap
 from psi_fast.config import PSIConfig
 from psi_fast.errors import InputError
 from psi_fast.forward import whole_slices
-from psi_fast.images import ImageSet
+from psi_fast.image_bank import ImageBank
 from psi_fast.networks import Network
-from psi_fast.prefetch import batches, prefetch
 from psi_fast.progress import Progress
 from psi_fast.results import TopPatches
 from psi_fast_kernels._streams import Stream
@@ -21,9 +20,17 @@ from psi_fast_kernels.topk_merge import Extremes, TopK, empty_top_k, topk_merge
 
 
 def mine(
-    tap: ActivationTap, network: Network, images: ImageSet, channels: np.ndarray, config: PSIConfig, progress: Progress
+    tap: ActivationTap,
+    network: Network,
+    bank: ImageBank,
+    names: Sequence[str],
+    channels: np.ndarray,
+    config: PSIConfig,
+    progress: Progress,
 ) -> TopPatches:
     """The top_k patches of each channel (ids [C] int64), per image the `per_image` largest positions.
+
+    `names` are the images', for messages.
 
     Values are compared in float32 and ordered by value descending, image ascending, position ascending, so neither the
     batch size nor the device decides a tie. With `band`, images drawn from that quantile range of the channel's own
@@ -32,7 +39,7 @@ def mine(
     Raises
     ------
     InputError
-        An image cannot be decoded, or the network returns a value that is not finite.
+        The network returns a value that is not finite.
     """
     per_image = 1 if config.band else min(config.per_image, tap.positions)
     batch_size = whole_slices(config.batch_size)
@@ -41,48 +48,33 @@ def mine(
     low = torch.full((len(channels),), torch.inf, device=tap.device)
     high = -low
     asked = None if np.array_equal(channels, np.arange(tap.channels)) else torch.as_tensor(channels, device=tap.device)
-    sizes = np.empty((len(images), 2), dtype=np.int64)
-
-    def load(index: int) -> torch.Tensor:
-        image = images.load(index)
-        sizes[index] = image.size
-        return network.preprocess(image)
-
-    first = 0
-    with (
-        closing(prefetch(load, range(len(images)), ahead=2 * batch_size)) as loaded,
-        tap,
-        torch.inference_mode(),
-        progress.bar("mining", len(images), "img") as bar,
-    ):
-        for batch in batches(loaded, batch_size):
-            activations = tap(torch.stack(batch))
+    with tap, torch.inference_mode(), progress.bar("mining", len(bank), "img") as bar:
+        for first in range(0, len(bank), batch_size):
+            pixels = bank.read(slice(first, first + batch_size), tap.device)
+            activations = tap(network.preprocess(pixels))
             if asked is not None:
                 activations = activations[:, asked]
             top, extremes = topk_merge(top, activations, first, per_image=per_image)
-            _check_finite(extremes, images, first, channels)
+            _check_finite(extremes, names, first, channels)
             if config.band:  # all maxima are ranked at the end
                 held.append(extremes)
             low = torch.minimum(low, extremes.minima.amin(0))
             high = torch.maximum(high, extremes.maxima.amax(0))
-            first += len(batch)
-            bar.update(len(batch))
-    if first == 0:
-        raise InputError("there are no images to mine: expected at least top_k of them")
+            bar.update(len(pixels))
     if config.band:
         top = _draw_band(held, channels, config)
     values, found, positions = (part.cpu().numpy() for part in top)
     dead = (low == high).cpu().numpy()
-    return TopPatches(channels, values, found, positions, highest=high.cpu().numpy(), dead=dead, sizes=sizes)
+    return TopPatches(channels, values, found, positions, highest=high.cpu().numpy(), dead=dead)
 
 
-def _check_finite(extremes: Extremes, images: ImageSet, first: int, channels: np.ndarray) -> None:
+def _check_finite(extremes: Extremes, names: Sequence[str], first: int, channels: np.ndarray) -> None:
     # a maximum hides no inf and no nan, a minimum hides no -inf
     bad = torch.nonzero(~(torch.isfinite(extremes.maxima) & torch.isfinite(extremes.minima)))
     if len(bad):
         image, channel = bad[0].tolist()
         raise InputError(
-            f"mining: channel {channels[channel]} is not finite (nan or inf) for image {images.names[first + image]!r}; "
+            f"mining: channel {channels[channel]} is not finite (nan or inf) for image {names[first + image]!r}; "
             "check the network's weights and precision, or leave the image out"
         )
 

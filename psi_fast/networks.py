@@ -6,10 +6,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import PIL.Image
 import torch
 from torch import nn
 
@@ -22,69 +20,7 @@ from psi_fast.checkpoints import (
     state_fingerprint,
 )
 from psi_fast.errors import ModelError, nearest
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """From an image to a network's input, with a geometry that boxes can be taken back through.
-
-    The shorter side is resized to `resize`, the centre `size` x `size` is cut, and values on the 0..1 scale are
-    normalised by `mean` and `std`.
-    """
-
-    size: int
-    """Side of the network's input in px."""
-    resize: int
-    """Shorter side after resizing in px, at least `size`."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.size <= self.resize:
-            raise ModelError(f"preprocess needs 1 <= size <= resize, got size {self.size} and resize {self.resize}")
-        if self.interpolation not in ("bilinear", "bicubic"):
-            raise ModelError(f"preprocess interpolation must be bilinear or bicubic, got {self.interpolation!r}")
-
-    def __call__(self, image: PIL.Image.Image) -> torch.Tensor:
-        """The network input for `image`, float32 [3, size, size]."""
-        image = image.convert("RGB")
-        scaled, corner = self._geometry(np.array(image.size))
-        x, y = (int(value) for value in corner)
-        method = PIL.Image.Resampling.BICUBIC if self.interpolation == "bicubic" else PIL.Image.Resampling.BILINEAR
-        image = image.resize((int(scaled[0]), int(scaled[1])), method).crop((x, y, x + self.size, y + self.size))
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-        return (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
-
-    def to_image(self, boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """Boxes of the network input as boxes of the original images.
-
-        Parameters
-        ----------
-        boxes
-            [..., 4] (x0, y0, x1, y1) in network-input px.
-        sizes
-            [..., 2] (width, height) of each box's image in px.
-
-        Returns
-        -------
-        np.ndarray
-            [..., 4] float64 in px of the original image, clipped to it.
-        """
-        sizes = np.asarray(sizes, dtype=np.int64)
-        scaled, corner = self._geometry(sizes)
-        points = np.asarray(boxes, dtype=np.float64).reshape(*np.shape(boxes)[:-1], 2, 2)
-        points = (points + corner[..., None, :]) * (sizes / scaled)[..., None, :]
-        points = np.clip(points, 0, sizes[..., None, :])
-        return points.reshape(*points.shape[:-2], 4)
-
-    def _geometry(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(width, height) after resizing and (x, y) of the cut's corner, for image sizes [..., 2]; all int64."""
-        scaled = self.resize * sizes // sizes.min(axis=-1, keepdims=True)
-        return scaled, np.rint((scaled - self.size) / 2).astype(np.int64)
+from psi_fast.preprocess import Preprocess
 
 
 @dataclass(eq=False)

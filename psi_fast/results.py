@@ -20,7 +20,6 @@ class TopPatches:
     images, positions : [C, K] int64 image index and flat position in the map; -1 where invalid
     highest : [C] float32 largest activation over all images
     dead : [C] bool, channels whose activation never varies over images and positions
-    sizes : [N, 2] int64 width and height of every image in pixels
     """
 
     channels: np.ndarray
@@ -29,7 +28,6 @@ class TopPatches:
     positions: np.ndarray
     highest: np.ndarray
     dead: np.ndarray
-    sizes: np.ndarray
 
     @property
     def valid(self) -> np.ndarray:

@@ -11,6 +11,14 @@ from image_helpers import paint
 from psi_fast import Network
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Decoded images go to a folder of the session's own, and those of earlier ones are not found."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PSI_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder with real images, beside the repository or where PSI_FAST_DATA points."""

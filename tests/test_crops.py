@@ -1,4 +1,4 @@
-"""Each distinct crop is cut and encoded once, at whole pixels inside its image."""
+"""Each distinct crop is cut and encoded once, at whole pixels inside its image, as image libraries do it."""
 
 from dataclasses import replace
 
@@ -9,34 +9,37 @@ import torch
 from image_helpers import message
 from PIL import Image
 
-from psi_fast.crops import distinct_crops, embed
+from psi_fast import Preprocess
+from psi_fast.crops import distinct_crops, embed, prepare, whole_pixels
 from psi_fast.encoders.classifier import ClassifierEncoder
-from psi_fast.images import ImageSet
 from psi_fast.progress import Progress
 
 CPU = torch.device("cpu")
 
 
-def random_boxes(rng, sizes):
-    """[N, 4] boxes inside images of `sizes` [N, 2], some with no area, some at a border."""
-    corners = np.sort(rng.random((len(sizes), 2, 2)) * 1.2 - 0.1, axis=1).clip(0, 1)
-    corners[rng.random(len(sizes)) < 0.1, 1] = corners[0, 0]
+SIDE = 40
+
+
+def random_boxes(rng, count, side=SIDE):
+    """[N, 4] boxes inside a bank's images, some with no area, some at a border."""
+    corners = np.sort(rng.random((count, 2, 2)) * 1.2 - 0.1, axis=1).clip(0, 1)
+    corners[rng.random(count) < 0.1, 1] = corners[0, 0]
     corners = np.sort(corners, axis=1)
-    corners[rng.random(len(sizes)) < 0.1] = 1.0
-    return (corners * sizes[:, None, :]).reshape(-1, 4)
+    corners[rng.random(count) < 0.1] = 1.0
+    return (corners * side).reshape(-1, 4)
 
 
 def encode(crops, encoder=None, images=None, **changes):
-    encoder = encoder or tiny.TinyEncoder()
+    images = images or tiny.image_set(10)
     config = replace(tiny.CONFIG, **changes)
-    return embed(crops, images or tiny.image_set(10), encoder, CPU, config, Progress(False))
+    bank = tiny.bank(images, SIDE)
+    return embed(crops, bank, images.names, encoder or tiny.TinyEncoder(), CPU, config, Progress(False))
 
 
 def some_crops(count=37, seed=0):
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 10, count)
-    boxes = random_boxes(rng, np.array([tiny.sizes(i) for i in images]))
-    return distinct_crops(images, boxes)[0]
+    return distinct_crops(images, random_boxes(rng, count))[0]
 
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (5, 6), (3, 1, 4)])
@@ -63,28 +66,24 @@ def test_distinct_crops_without_any_patch():
     np.testing.assert_array_equal(index, -1)
 
 
-def test_every_distinct_crop_is_prepared_and_encoded_once():
-    crops = some_crops()
-    encoder, loads = tiny.TinyEncoder(), []
-    images = tiny.image_set(10)
-    plain, images.load = images.load, lambda index: (loads.append(index), plain(index))[1]
-    result = encode(crops, encoder, images, batch_size=8)
-    assert encoder.prepared == encoder.encoded == len(crops)
+def test_every_distinct_crop_is_encoded_once():
+    crops, encoder = some_crops(), tiny.TinyEncoder()
+    result = encode(crops, encoder, batch_size=8)
+    assert encoder.encoded == len(crops)
     assert max(encoder.batches) <= 8
-    assert sorted(loads) == sorted(set(crops[:, 0].astype(int)))  # each image decoded once
     assert result.shape == (len(crops), 10)
     assert result.dtype == torch.float32
     torch.testing.assert_close(result.norm(dim=1), torch.ones(len(crops)))
 
 
 def test_rows_are_the_embeddings_of_their_crops():
-    crops, encoder, images = some_crops(), tiny.TinyEncoder(), tiny.image_set(10)
+    crops, encoder = some_crops(), tiny.TinyEncoder()
     result = encode(crops, batch_size=8)
+    pixels = tiny.bank(tiny.image_set(10), SIDE).read(slice(None), CPU)
     for row, (index, x0, y0, x1, y1) in zip(result, crops, strict=True):
-        picture = images.load(int(index))
-        low = [min(int(np.floor(v)), side - 1) for v, side in zip((x0, y0), picture.size, strict=True)]
-        high = [max(int(np.ceil(v)), start + 1) for v, start in zip((x1, y1), low, strict=True)]
-        wanted = encoder.encode(encoder.prepare(picture.crop((*low, *high)))[None])[0]
+        left, top = (min(int(np.floor(v)), SIDE - 1) for v in (x0, y0))
+        right, bottom = (max(int(np.ceil(v)), start + 1) for v, start in ((x1, left), (y1, top)))
+        wanted = encoder.encode(encoder.preprocess(pixels[int(index), top:bottom, left:right][None]))[0]
         torch.testing.assert_close(row, wanted / wanted.norm(), atol=1e-6, rtol=0)
 
 
@@ -117,65 +116,43 @@ def test_embeddings_of_any_magnitude_become_unit_rows(size):
     torch.testing.assert_close(encode(some_crops(), Scaled()), encode(some_crops()), atol=1e-6, rtol=0)
 
 
-class Ruler:
-    """Images whose red and green tell each pixel's x and y; an encoder that notes which of them it was given."""
-
-    name, size, warnings = "ruler", 1, ()
-
-    def __init__(self, sizes):
-        self.seen = {}
-
-        def read(name):
-            width, height = sizes[int(name)]
-            x, y = np.meshgrid(np.arange(width), np.arange(height))
-            return Image.fromarray(np.stack((x, y, np.full_like(x, 255)), axis=2).astype(np.uint8))
-
-        names = [str(i) for i in range(len(sizes))]
-        self.images = ImageSet(names, read, names)
-        plain = self.images.load
-
-        def load(index):
-            picture = plain(index)
-            cut = picture.crop
-
-            def crop(box):
-                part = cut(box)
-                part.info["number"] = index
-                return part
-
-            picture.crop = crop
-            return picture
-
-        self.images.load = load
-
-    def prepare(self, crop):
-        self.seen[crop.info["number"]] = np.asarray(crop)
-        return torch.ones(3, 1, 1)
-
-    def encode(self, batch):
-        return torch.ones(len(batch), 2)
-
-    def to(self, device):
-        return self
+def test_a_crop_does_not_depend_on_the_others():
+    rng = np.random.default_rng(0)
+    bank, images = tiny.bank(tiny.image_set(10), SIDE), rng.integers(0, 10, 50)
+    boxes = whole_pixels(random_boxes(rng, 50), SIDE)
+    boxes[10:30] = boxes[0]  # some of one size
+    preprocess = Preprocess(size=24, resize=28)
+    together = prepare(bank, images, boxes, preprocess, CPU)
+    alone = torch.cat([prepare(bank, images[i : i + 1], boxes[i : i + 1], preprocess, CPU) for i in range(50)])
+    assert together.shape == (50, 3, 24, 24)
+    assert torch.equal(together, alone)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_crops_are_the_box_widened_to_whole_pixels_inside_the_image(seed):
+def test_boxes_are_widened_to_whole_pixels_inside_the_image(seed):
     rng = np.random.default_rng(seed)
-    sizes = rng.integers(1, 200, (150, 2))
-    sizes[0] = (1, 1)
-    boxes = random_boxes(rng, sizes)
-    ruler = Ruler(sizes.tolist())
-    encode(distinct_crops(np.arange(150), boxes)[0], ruler, ruler.images)
-    assert len(ruler.seen) == 150
-    for i, pixels in ruler.seen.items():
-        height, width, _ = pixels.shape
-        assert min(height, width) >= 1
-        assert (pixels[..., 2] == 255).all(), "a crop reaches over the border of its image"
-        x0, x1, y0, y1 = pixels[..., 0].min(), pixels[..., 0].max() + 1, pixels[..., 1].min(), pixels[..., 1].max() + 1
-        assert (x1 - x0, y1 - y0) == (width, height)
-        for low, high, start, stop in ((x0, x1, *boxes[i, [0, 2]]), (y0, y1, *boxes[i, [1, 3]])):
-            assert low <= start  # nothing of the box is lost
-            assert high >= stop
-            assert start - low <= 1  # and less than a pixel is added on each side,
-            assert high - stop < 1 or high - low == 1  # unless the box has no area
+    side = int(rng.integers(1, 200))
+    boxes = random_boxes(rng, 150, side)
+    whole = whole_pixels(boxes, side)
+    assert whole.dtype == np.int64
+    assert whole.min() >= 0
+    assert whole.max() <= side
+    width = whole[:, 2:] - whole[:, :2]
+    assert (width >= 1).all()
+    before, after = boxes[:, :2] - whole[:, :2], whole[:, 2:] - boxes[:, 2:]
+    assert (before >= 0).all()  # nothing of the box is lost
+    assert (after >= 0).all()
+    assert (before <= 1).all()  # and less than a pixel is added on each side,
+    assert ((after < 1) | (width == 1)).all()  # unless the box has no area
+
+
+def test_the_prepared_crop_is_the_one_image_libraries_cut():
+    preprocess, bank = Preprocess(24, 24, (0.0,) * 3, (1.0,) * 3), tiny.bank(tiny.image_set(10), SIDE)
+    boxes = whole_pixels(random_boxes(np.random.default_rng(3), 10), SIDE)
+    pixels = bank.read(slice(None), CPU).numpy()
+    for square, box, found in zip(pixels, boxes, prepare(bank, np.arange(10), boxes, preprocess, CPU), strict=True):
+        part = Image.fromarray(square).crop(box.tolist())
+        scaled = part.resize([24 * side // min(part.size) for side in part.size], Image.Resampling.BICUBIC)
+        left, top = (round((side - 24) / 2) for side in scaled.size)
+        wanted = np.asarray(scaled.crop((left, top, left + 24, top + 24)), dtype=np.float32) / 255
+        assert np.abs(found.permute(1, 2, 0).numpy() - wanted).max() <= 1.01 / 255

@@ -24,6 +24,11 @@ def crop(seed=0, size=(90, 70)):
     return PIL.Image.fromarray(pixels)
 
 
+def fed(encoder, count):
+    """The first crops as the encoder is fed them."""
+    return torch.cat([encoder.preprocess(torch.from_numpy(np.array(crop(i)))[None]) for i in range(count)])
+
+
 class Classifier(nn.Module):
     def __init__(self, classes=10):
         super().__init__()
@@ -77,8 +82,8 @@ class TestClassifier:
         network = classifier()
         encoder = ClassifierEncoder(network)
         assert isinstance(encoder, Encoder)
-        batch = torch.stack([encoder.prepare(crop(i)) for i in range(3)])
-        assert batch.shape == (3, 3, encoder.size, encoder.size)
+        batch = fed(encoder, 3)
+        assert batch.shape == (3, 3, 64, 64)
         names, rows = encoder.concepts(None)
         assert names == [f"class {i}" for i in range(10)]
         embedded = encoder.encode(batch)
@@ -143,8 +148,8 @@ class TestClassifier:
         names, rows = encoder.concepts(None)
         assert names == imagenet_names()
         assert rows.shape == (1000, 1280)
-        assert encoder.encode(encoder.prepare(crop())[None]).shape == (1, 1280)
-        assert encoder.size == 260
+        assert encoder.encode(fed(encoder, 1)).shape == (1, 1280)
+        assert encoder.preprocess.size == 260
 
 
 @pytest.fixture(scope="module")
@@ -172,14 +177,14 @@ class TestOpenClip:
     def test_images_as_open_clip_does(self, open_clip, clip, checkpoint):
         model, transform = open_clip.create_model_from_pretrained(ARCH, str(checkpoint))
         model.eval()
-        crops = [crop(i) for i in range(3)]
-        batch = torch.stack([clip.prepare(image) for image in crops])
-        assert torch.equal(batch, torch.stack([transform(image) for image in crops]))
+        batch = fed(clip, 3)
+        wanted = torch.stack([transform(crop(i)) for i in range(3)])
+        assert batch.shape == wanted.shape
+        assert (batch - wanted).abs().max() <= 1.01 / 255 / min(clip.preprocess.std)  # one of 256 steps
         assert isinstance(clip, Encoder)
-        assert batch.shape[-1] == clip.size
         embedded = clip.encode(batch)
         with torch.no_grad():
-            expected = model.encode_image(batch)
+            expected = model.encode_image(wanted)
         assert embedded.dtype == torch.float32
         assert torch.nn.functional.cosine_similarity(embedded, expected).min() > 0.999
 
@@ -210,7 +215,7 @@ class TestOpenClip:
         assert [t("tench") for t in templates] == [t("tench") for t in open_clip.OPENAI_IMAGENET_TEMPLATES]
 
     def test_batch_size_changes_no_bit(self, clip):
-        batch = torch.randn(13, 3, clip.size, clip.size, generator=torch.Generator().manual_seed(0))
+        batch = torch.randn(13, 3, *(clip.preprocess.size,) * 2, generator=torch.Generator().manual_seed(0))
         reference = clip.encode(batch)
         assert torch.equal(clip.encode(batch[9:10]), reference[9:10])
         for size in (5, 8):
@@ -229,7 +234,7 @@ class TestOpenClip:
 
         for tower in ("encode_image", "encode_text"):
             monkeypatch.setattr(clip._model, tower, note(tower))
-        clip.encode(torch.zeros(11, 3, clip.size, clip.size))
+        clip.encode(torch.zeros(11, 3, *(clip.preprocess.size,) * 2))
         clip.concepts(Vocabulary("mine", tuple("abcdefg")))
         assert shapes == {("encode_image", SLICE), ("encode_text", 64)}
 

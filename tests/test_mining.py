@@ -36,14 +36,19 @@ ORDERED = ("values", "images", "positions")
 def run(network, layer, images, config=tiny.CONFIG, channels=None):
     tap = ActivationTap(network, layer, CPU)
     ids = np.arange(tap.channels) if channels is None else np.asarray(channels)
-    return mine(tap, network, images, ids, config, Progress(False))
+    return mine(tap, network, tiny.bank(images), images.names, ids, config, Progress(False))
 
 
 def activations(network, layer, images):
     """[N, C, P] float32, all images at once."""
     tap = ActivationTap(network, layer, CPU)
     with tap, torch.inference_mode():
-        return tap(torch.stack([network.preprocess(images.load(i)) for i in range(len(images))])).numpy()
+        return tap(fed(network, images)).numpy()
+
+
+def fed(network, images):
+    """All images as the network is fed them."""
+    return network.preprocess(tiny.bank(images).read(slice(None), CPU))
 
 
 def ranked(maps, top_k, per_image):
@@ -79,14 +84,12 @@ def test_mining_equals_the_brute_force_ranking_whatever_the_batch_size(case, per
         assert top.valid.all()
         np.testing.assert_array_equal(top.dead, maps.max((0, 2)) == maps.min((0, 2)))
         np.testing.assert_array_equal(top.highest, maps.max((0, 2)))
-        np.testing.assert_array_equal(top.sizes, [tiny.sizes(i) for i in range(37)])
 
 
 def test_the_tap_reads_what_the_network_computes():
     network, images = tiny.network(), tiny.image_set(5)
-    batch = torch.stack([network.preprocess(images.load(i)) for i in range(5)])
     with torch.no_grad():
-        wanted = network.module[:3](batch).flatten(2).numpy()
+        wanted = network.module[:3](fed(network, images)).flatten(2).numpy()
     np.testing.assert_allclose(activations(network, "2", images), wanted, atol=1e-6)
 
 

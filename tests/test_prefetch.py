@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from psi_fast.prefetch import batches, prefetch
+from psi_fast.prefetch import prefetch
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 7, 100])
@@ -64,12 +64,3 @@ def test_work_left_over_is_cancelled_when_the_reader_stops():
     results.close()
     assert len(started) < 50
     assert not [t for t in threading.enumerate() if t.name.startswith("psi-fast-load")]
-
-
-@pytest.mark.parametrize(
-    ("count", "size", "lengths"), [(0, 3, []), (1, 3, [1]), (6, 3, [3, 3]), (7, 3, [3, 3, 1]), (2, 50, [2])]
-)
-def test_batches(count, size, lengths):
-    found = list(batches(iter(range(count)), size))
-    assert [len(batch) for batch in found] == lengths
-    assert [item for batch in found for item in batch] == list(range(count))

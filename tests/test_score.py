@@ -88,6 +88,7 @@ def test_the_manifest_tells_what_was_run(run):
     assert manifest["warnings"] == ["9 draws give p >= 0.100, so no channel can be significant; use at least 20"]
     assert (manifest["network"], manifest["layer"], manifest["encoder"]) == ("tiny", "2", "tiny-encoder")
     assert (manifest["images"], manifest["channels"], manifest["concepts"]) == (40, 6, 5)
+    assert manifest["bank"]["side_px"] == 32
 
 
 def test_patches_agree_with_the_table_and_the_labels(run):
@@ -124,10 +125,13 @@ def test_embeddings_are_those_of_the_patches(run):
     assert index.shape == (6, 12)
     assert sorted(index.unique().tolist()) == list(range(len(unique)))
     encoder, images = tiny.TinyEncoder(), tiny.image_set()
+    pixels = tiny.bank(images).read(slice(None), torch.device("cpu"))
     for row in scores.patches.itertuples():
-        picture = images.load(images.names.index(row.image))
-        low, high = np.floor(row.box[:2]).astype(int), np.ceil(row.box[2:]).astype(int)
-        wanted = encoder.encode(encoder.prepare(picture.crop((*low.tolist(), *high.tolist())))[None])[0]
+        number = images.names.index(row.image)
+        short = min(tiny.sizes(number))  # from px of the image to px of its centre square, which has 32
+        box = (np.reshape(row.box, (2, 2)) - [(side - short) // 2 for side in tiny.sizes(number)]) * 32 / short
+        (left, top), (right, bottom) = np.floor(box[0] + 1e-4).astype(int), np.ceil(box[1] - 1e-4).astype(int)
+        wanted = encoder.encode(encoder.preprocess(pixels[number : number + 1, top:bottom, left:right]))[0]
         torch.testing.assert_close(
             unique[index[row.channel, row.rank]], wanted / wanted.norm(), atol=1e-5, rtol=0, msg=str(row)
         )
@@ -295,7 +299,8 @@ def test_real_networks_on_a_few_demo_tiles(tmp_path):
 
     network = load_network(DEMO_NETWORK)
     best = scores.patches[scores.patches["rank"] == 0]
-    batch = torch.stack([network.preprocess(tiles.load(tiles.names.index(name))) for name in best["image"]])
+    rows = np.array([tiles.names.index(name) for name in best["image"]])
+    batch = network.preprocess(tiny.bank(tiles, 260).read(rows, torch.device("cpu")))
     found = {}
     handle = network.module.get_submodule(DEMO_LAYER).register_forward_hook(
         lambda _module, _inputs, output: found.update(maps=output)

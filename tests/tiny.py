@@ -1,6 +1,5 @@
 """Networks, an encoder and images small enough that a run takes a second; importable as specs such as `tiny:network`."""
 
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,9 @@ from torch import nn
 
 import psi_fast
 from psi_fast import Network, Preprocess, PSIConfig, cli
+from psi_fast.image_bank import open_bank
 from psi_fast.images import ImageSet
+from psi_fast.progress import Progress
 
 PREPROCESS = Preprocess(size=32, resize=32, interpolation="bilinear")
 CONFIG = PSIConfig(top_k=12, k_max=3, n_init=1, draws=9, patch=0.5, batch_size=8)
@@ -223,23 +224,16 @@ class TinyEncoder:
     """Patch means through a fixed matrix; counts what it is asked to do."""
 
     name = "tiny-encoder"
-    size = 8
+    preprocess = Preprocess(8, 8, (0.5,) * 3, (0.5,) * 3, "bilinear")
 
     def __init__(self, spoil=None, names=("red", "green", "blue", "dark", "light")):
         self.warnings = []
-        self.prepared, self.encoded, self.batches = 0, 0, []
-        self._lock = threading.Lock()
+        self.encoded, self.batches = 0, []
         self._spoil = spoil
         self._names = list(names)
         generator = torch.Generator().manual_seed(5)
         self._weight = torch.randn(192, 10, generator=generator)
         self._text = torch.randn(len(self._names), 10, generator=generator)
-
-    def prepare(self, crop):
-        with self._lock:  # called from several threads
-            self.prepared += 1
-        pixels = np.asarray(crop.convert("RGB").resize((self.size, self.size), Image.Resampling.BOX), dtype=np.float32)
-        return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)
 
     def encode(self, batch):
         self.encoded += len(batch)
@@ -296,7 +290,13 @@ def image_set(count=40, labelled=True, red=()):
     names = [f"picture-{i}" for i in range(count)]
     classes = ["stripes", "squares", "gradient", "noise"]
     labels = [i % 4 for i in range(count)] if labelled else None
-    return ImageSet(names, read, names, labels=labels, class_names=classes if labelled else None)
+    stamps = [f"{i} red" if i in red else str(i) for i in range(count)]
+    return ImageSet(names, read, stamps, labels=labels, class_names=classes if labelled else None)
+
+
+def bank(images, side=32):
+    """The images decoded."""
+    return open_bank(images, side, side=side, progress=Progress(False))
 
 
 class Pictures:

@@ -2,10 +2,10 @@
 
 from typing import Protocol, Self, runtime_checkable
 
-import PIL.Image
 import torch
 
 from psi_fast.errors import ModelError, nearest
+from psi_fast.preprocess import Preprocess
 from psi_fast.progress import Progress
 from psi_fast.vocabulary import Vocabulary
 
@@ -20,22 +20,18 @@ class Encoder(Protocol):
     ----------
     name : str
         The spec it was loaded from.
-    size : int
-        Side of the encoder's input in px.
+    preprocess : Preprocess
+        How it is fed.
     warnings : list[str]
         What a reader of the results must know.
     """
 
     name: str
-    size: int
+    preprocess: Preprocess
     warnings: list[str]
 
-    def prepare(self, crop: PIL.Image.Image) -> torch.Tensor:
-        """The encoder's input for one crop, float32 [3, size, size]."""
-        ...
-
     def encode(self, batch: torch.Tensor) -> torch.Tensor:
-        """Embeddings float32 [B, d] of prepared crops [B, 3, size, size]; not normalised."""
+        """Embeddings float32 [B, d] of preprocessed crops [B, 3, size, size]; not normalised."""
         ...
 
     def concepts(
@@ -75,7 +71,7 @@ def load_encoder(spec: str | Encoder) -> Encoder:
         if isinstance(spec, Encoder):
             return spec
         raise ModelError(
-            f"an encoder is a spec or has name, size, warnings, prepare, encode, concepts, fingerprint and to; "
+            f"an encoder is a spec or has name, preprocess, warnings, encode, concepts, fingerprint and to; "
             f"got {type(spec).__name__}"
         )
     family, _, rest = spec.partition(":")

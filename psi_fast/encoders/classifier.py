@@ -2,7 +2,6 @@
 
 from typing import Self
 
-import PIL.Image
 import torch
 from torch import nn
 
@@ -34,17 +33,13 @@ class ClassifierEncoder:
     def __init__(self, network: str | nn.Module | Network) -> None:
         self._network = load_network(network)
         self.name = f"classifier:{self._network.name}"
-        self.size = self._network.preprocess.size
+        self.preprocess = self._network.preprocess
         self.warnings = list(self._network.warnings)
         self._layer = final_linear(self._network)
         self.to(torch.device("cpu"))
 
-    def prepare(self, crop: PIL.Image.Image) -> torch.Tensor:
-        """The network's input for one crop, float32 [3, size, size], by the network's own preprocess."""
-        return self._network.preprocess(crop)
-
     def encode(self, batch: torch.Tensor) -> torch.Tensor:
-        """Penultimate features float32 [B, d] of prepared crops [B, 3, size, size]; not normalised."""
+        """Penultimate features float32 [B, d] of preprocessed crops [B, 3, size, size]; not normalised."""
         with self._tap, torch.inference_mode(), autocast(self._device, self._dtype):
             return self._tap(batch)[:, :, 0]
 

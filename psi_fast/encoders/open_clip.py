@@ -2,17 +2,17 @@
 
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import PIL.Image
 import torch
 
 from psi_fast.checkpoints import checkpoint_errors, hub_error, one_line, require_hub_file, state_fingerprint
 from psi_fast.errors import ModelError, nearest
 from psi_fast.forward import autocast, channels_last, fast_precision, in_slices
 from psi_fast.networks import require
+from psi_fast.preprocess import Preprocess
 from psi_fast.progress import Progress
 from psi_fast.vocabulary import TEMPLATES, Vocabulary, load_vocabulary
 
@@ -44,19 +44,14 @@ class OpenClipEncoder:
         self._arch, _, source = spec.partition("/")
         self._check(source)
         self.warnings: list[str] = []
-        self._model, self._transform = self._load(source)
+        self._model = self._load(source)
         self._model.eval().requires_grad_(False)
-        size = self._model.visual.image_size
-        self.size = size[0] if isinstance(size, (tuple, list)) else size
+        self.preprocess = self._fed_by(self._model.visual.preprocess_cfg)
         self._tokenizer: Any = None
         self.to(torch.device("cpu"))
 
-    def prepare(self, crop: PIL.Image.Image) -> torch.Tensor:
-        """The encoder's input for one crop, float32 [3, size, size], by open_clip's own transform."""
-        return self._transform(crop)
-
     def encode(self, batch: torch.Tensor) -> torch.Tensor:
-        """Image embeddings float32 [B, d] of prepared crops [B, 3, size, size]; not normalised."""
+        """Image embeddings float32 [B, d] of preprocessed crops [B, 3, size, size]; not normalised."""
         batch = batch.to(self._device)
         with torch.inference_mode(), autocast(self._device, self._dtype):
             result = in_slices(self._see, batch) if self._device.type == "cpu" else self._see(batch)
@@ -94,6 +89,22 @@ class OpenClipEncoder:
         self._model.to(self._device)
         self._model.visual.to(memory_format=self._memory_format)
         return self
+
+    def _fed_by(self, settings: Mapping[str, Any]) -> Preprocess:
+        """The Preprocess that does what open_clip's own transform of these settings does."""
+        size = settings["size"]
+        sides = set(size) if isinstance(size, (tuple, list)) else {size}
+        mode, interpolation = settings.get("resize_mode", "shortest"), settings.get("interpolation", "bicubic")
+        if len(sides) > 1 or mode not in ("shortest", "squash") or interpolation not in ("bilinear", "bicubic"):
+            raise ModelError(
+                f"{self.name} is fed {size} px, resize mode {mode!r}, interpolation {interpolation!r}; psi_fast feeds squares, "
+                "by mode shortest or squash, bilinear or bicubic: choose another encoder"
+            )
+        (side,) = sides
+        mean, std = (
+            (part,) * 3 if isinstance(part, float) else tuple(part) for part in (settings["mean"], settings["std"])
+        )
+        return Preprocess(side, side, mean, std, interpolation, squash=mode == "squash")
 
     def _see(self, batch: torch.Tensor) -> torch.Tensor:
         return self._model.encode_image(batch.contiguous(memory_format=self._memory_format))
@@ -134,7 +145,7 @@ class OpenClipEncoder:
             f"{nearest(source, tags)}; or give a checkpoint's path as open_clip:{self._arch}/PATH"
         )
 
-    def _load(self, source: str) -> tuple[Any, Callable[[PIL.Image.Image], torch.Tensor]]:
+    def _load(self, source: str) -> Any:
         published = source in self._package.list_pretrained_tags_by_model(self._arch)
         settings = self._published_settings(source if published else None)
         with warnings.catch_warnings(record=True) as caught:
@@ -143,7 +154,7 @@ class OpenClipEncoder:
                 loaded = self._from_hub(source, settings)
             else:
                 with checkpoint_errors(source):
-                    loaded = self._package.create_model_from_pretrained(
+                    loaded, _ = self._package.create_model_from_pretrained(
                         self._arch,
                         source,
                         weights_only=True,
@@ -177,14 +188,14 @@ class OpenClipEncoder:
         tags = [tag] if tag else self._package.list_pretrained_tags_by_model(self._arch)
         return dict(self._package.get_pretrained_cfg(self._arch, tags[0]) or {}) if tags else {}
 
-    def _from_hub(self, tag: str, settings: dict[str, Any]) -> tuple[Any, Callable[[PIL.Image.Image], torch.Tensor]]:
+    def _from_hub(self, tag: str, settings: dict[str, Any]) -> Any:
         repository, _, filename = settings.get("hf_hub", "").rpartition("/")
         files = [filename] if filename else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
         instead = f"open_clip:{self._arch}//path/{files[0]}"
         if repository:
             require_hub_file(repository, files, self.name, instead)
         try:
-            return self._package.create_model_from_pretrained(self._arch, tag, weights_only=True)
+            return self._package.create_model_from_pretrained(self._arch, tag, weights_only=True)[0]
         except (OSError, RuntimeError, pickle.UnpicklingError) as error:
             where = repository or str(settings.get("url", ""))
             # open_clip wraps the hub client's errors in a RuntimeError; other ones come from the file itself.

@@ -1,0 +1,238 @@
+"""Images decoded once: a square of uint8 pixels each, in one file that is mapped into memory."""
+
+import json
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from PIL import Image
+
+from psi_fast.errors import ConfigError, StoreError
+from psi_fast.images import ImageSet
+from psi_fast.prefetch import prefetch
+from psi_fast.progress import Progress
+from psi_fast.store import fingerprint
+
+FORMAT = 1
+"""Changes when a bank's files or the way its pixels are made do."""
+PIXELS, SIZES, ABOUT = "pixels.npy", "sizes.npy", "bank.json"
+BUILDING = ".building-"
+PROBED = 64
+"""Images whose size is looked at before the side of the bank is chosen."""
+MAX_SIDE = 4096
+RESIDENT_SHARE = 0.5
+"""Of a GPU's free memory, what a bank may take; a larger one is read from disk batch by batch."""
+
+
+class ImageBank:
+    """Decoded images [N, S, S, 3] uint8 RGB: of each the centre square, its side resized to S.
+
+    Attributes
+    ----------
+    sizes : [N, 2] int64
+        Width and height of the originals in px.
+    side : int
+        S in px.
+    folder : Path
+        Where the pixels lie.
+    """
+
+    def __init__(self, pixels: np.ndarray, sizes: np.ndarray, folder: Path) -> None:
+        self.sizes = sizes
+        self.side = pixels.shape[1]
+        self.folder = folder
+        self._pixels = torch.from_numpy(pixels)
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def to(self, device: torch.device) -> "ImageBank":
+        """The bank itself, its pixels now in a GPU's memory if they fit well."""
+        if device.type == "cuda" and self._pixels.nbytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+            self._pixels = self._pixels.to(device)
+        return self
+
+    def read(self, rows: slice | np.ndarray, device: torch.device) -> torch.Tensor:
+        """The images `rows` on `device`, uint8 [B, S, S, 3]."""
+        which = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(self._pixels.device)
+        return self._moved(self._pixels[which], device)
+
+    def cut(self, rows: np.ndarray, corners: np.ndarray, size: tuple[int, int], device: torch.device) -> torch.Tensor:
+        """Boxes of one size from the images `rows`.
+
+        Parameters
+        ----------
+        rows : [B] int64
+        corners : [B, 2] int64
+            (x, y) of each box's top left corner in the bank's px.
+        size : (width, height) of the boxes in px
+
+        Returns
+        -------
+        torch.Tensor
+            [B, height, width, 3] uint8 on `device`.
+        """
+        where = self._pixels.device
+        row, corner = torch.from_numpy(rows).to(where), torch.from_numpy(corners).to(where)
+        x = corner[:, 0, None] + torch.arange(size[0], device=where)
+        y = corner[:, 1, None] + torch.arange(size[1], device=where)
+        return self._moved(self._pixels[row[:, None, None], y[:, :, None], x[:, None, :]], device)
+
+    def to_image(self, boxes: np.ndarray, of: np.ndarray) -> np.ndarray:
+        """Boxes [..., 4] (x0, y0, x1, y1) in the bank's px as boxes of the original images `of` [...], float64 in their px."""
+        sizes = self.sizes[of]
+        short = sizes.min(-1, keepdims=True)
+        corner = (sizes - short) // 2
+        points = np.asarray(boxes, dtype=np.float64).reshape(*np.shape(boxes)[:-1], 2, 2)
+        points = points * (short / self.side)[..., None] + corner[..., None, :]
+        return points.reshape(*points.shape[:-2], 4)
+
+    @staticmethod
+    def _moved(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
+        if pixels.device == device or device.type == "cpu":
+            return pixels
+        return pixels.pin_memory().to(device, non_blocking=True)
+
+
+def open_bank(
+    images: ImageSet, largest: int, *, folder: Path | None = None, side: int | None = None, progress: Progress
+) -> ImageBank:
+    """The bank of `images`: read when an earlier run left it there, else decoded now.
+
+    Parameters
+    ----------
+    images
+        What to decode. A set whose content cannot be told without decoding it (a Dataset) is decoded anew each time.
+    largest
+        Side in px that its users resize to: more would be thrown away.
+    folder
+        Folder of banks; the default is `banks` in the cache folder.
+    side
+        Side of the bank in px; the default is `largest`, or less where the first images are all smaller.
+
+    Raises
+    ------
+    InputError
+        An image cannot be decoded.
+    ConfigError
+        `side` is out of range.
+    StoreError
+        The folder cannot be written, or the disk has no room.
+    """
+    if side is not None and (type(side) is not int or not 1 <= side <= MAX_SIDE):
+        raise ConfigError(f"bank_side must be a whole number of px within 1..{MAX_SIDE}, got {side!r}")
+    side = side or min(largest, _largest_side(images))
+    identity = fingerprint([FORMAT, images.fingerprint, side])
+    root = folder or cache_folder() / "banks"
+    place = root / identity[:20]
+    if images.lasting and (bank := _held(place, identity, len(images), side)) is not None:
+        return bank
+    with _built(root, place, images.lasting) as (building, final):
+        _decode(images, side, building, progress)
+        (building / ABOUT).write_text(json.dumps({"format": FORMAT, "identity": identity}), encoding="utf-8")
+    bank = _held(final, identity, len(images), side)
+    if bank is None:
+        raise StoreError(f"the decoded images in {final} do not read back; is another program writing there?")
+    if not images.lasting:
+        weakref.finalize(bank, shutil.rmtree, final, ignore_errors=True)
+    return bank
+
+
+def cache_folder() -> Path:
+    """Where psi_fast keeps what it can make again: $PSI_FAST_CACHE, or psi_fast in the user's cache folder."""
+    given = os.environ.get("PSI_FAST_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "psi_fast"
+
+
+def squared(image: Image.Image, side: int) -> np.ndarray:
+    """The centre square of an RGB image with its side resized, uint8 [side, side, 3]; one that has that shape is unchanged."""
+    short = min(image.size)
+    x, y = ((length - short) // 2 for length in image.size)
+    if image.size != (side, side):
+        image = image.resize((side, side), Image.Resampling.BICUBIC, box=(x, y, x + short, y + short))
+    return np.asarray(image)
+
+
+def _largest_side(images: ImageSet) -> int:
+    """The largest of some evenly spread images' shorter sides, in px."""
+    spread = np.unique(np.linspace(0, len(images) - 1, min(PROBED, len(images)), dtype=int))
+    return max(min(images.load(int(i)).size) for i in spread)
+
+
+def _held(place: Path, identity: str, count: int, side: int) -> ImageBank | None:
+    """The bank in `place`; None when there is none, or one that is not whole or made otherwise."""
+    try:
+        about = json.loads((place / ABOUT).read_text(encoding="utf-8"))
+        pixels = open_memmap(place / PIXELS, mode="c")  # never written to; a read-only map makes torch warn
+        sizes = np.load(place / SIZES)
+    except (OSError, ValueError):
+        return None
+    shapes = (pixels.shape, pixels.dtype, sizes.shape, sizes.dtype)
+    if about != {"format": FORMAT, "identity": identity} or shapes != (
+        (count, side, side, 3),
+        np.uint8,
+        (count, 2),
+        np.int64,
+    ):
+        return None
+    return ImageBank(pixels, sizes, place)
+
+
+def _decode(images: ImageSet, side: int, folder: Path, progress: Progress) -> None:
+    """Writes the files of pixels and of the originals' sizes into `folder`."""
+    _require_room(folder, len(images) * side * side * 3)
+    pixels = open_memmap(folder / PIXELS, mode="w+", dtype=np.uint8, shape=(len(images), side, side, 3))
+    sizes = np.empty((len(images), 2), dtype=np.int64)
+
+    def work(index: int) -> None:
+        image = images.load(index)
+        sizes[index] = image.size
+        pixels[index] = squared(image, side)
+
+    with (
+        closing(prefetch(work, range(len(images)), ahead=64)) as done,
+        progress.bar("decoding", len(images), "img") as bar,
+    ):
+        for _ in done:
+            bar.update()
+    pixels.flush()
+    np.save(folder / SIZES, sizes)
+
+
+def _require_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise StoreError(
+            f"the decoded images need {needed / 1e9:.2f} GB, but {folder.parent} has {free / 1e9:.2f} GB free; free some, or "
+            "give another folder (--bank), a smaller side (--bank-side) or fewer images (--max-images)"
+        )
+
+
+@contextmanager
+def _built(root: Path, place: Path, lasting: bool) -> Iterator[tuple[Path, Path]]:
+    """A folder to build in, and the one it becomes once the block ends well; nothing is left otherwise."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=root))
+    except OSError as error:
+        raise StoreError(
+            f"cannot write decoded images to {root}: {error.strerror or error}; give another folder (--bank)"
+        ) from error
+    final = place if lasting else building
+    try:
+        yield building, final
+        if lasting:
+            shutil.rmtree(place, ignore_errors=True)  # one that is not whole, or of another version
+            building.rename(place)
+    except BaseException as error:
+        shutil.rmtree(building, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise StoreError(f"cannot write decoded images to {root}: {error.strerror or error}") from error
+        raise

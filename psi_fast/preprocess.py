@@ -1,0 +1,100 @@
+"""From images to a network's input, in batches on the device, with a geometry that boxes can be taken back through."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+
+from psi_fast.errors import ModelError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a network is fed.
+
+    The shorter side is resized to `resize` with antialiasing, the centre `size` x `size` is cut, and values on the 0..1
+    scale are normalised by `mean` and `std`. With `squash` the whole image becomes `size` x `size`, whatever its shape.
+    """
+
+    size: int
+    """Side of the network's input in px."""
+    resize: int
+    """Shorter side after resizing in px, at least `size`."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    squash: bool = False
+    """Resize both sides to `size` instead of cutting the centre; `resize` must equal `size` then."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= self.resize:
+            raise ModelError(f"preprocess needs 1 <= size <= resize, got size {self.size} and resize {self.resize}")
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ModelError(f"preprocess interpolation must be bilinear or bicubic, got {self.interpolation!r}")
+        if self.squash and self.size != self.resize:
+            raise ModelError(f"preprocess with squash needs resize = size, got size {self.size}, resize {self.resize}")
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The network's input for images of one shape.
+
+        Parameters
+        ----------
+        pixels
+            [B, H, W, 3] uint8 RGB, on any device.
+
+        Returns
+        -------
+        torch.Tensor
+            [B, 3, size, size] float32 on the same device, each image independent of the others. Resized values are
+            rounded to whole numbers within 0..255, as image libraries do.
+        """
+        height, width = pixels.shape[1:3]
+        scaled, corner = self._geometry(np.array((width, height)))
+        (x, y), (columns, rows) = corner.tolist(), scaled.tolist()
+        image = pixels.permute(0, 3, 1, 2)
+        if (rows, columns) != (height, width):
+            image = _resized(image, (rows, columns), self.interpolation)
+        mean, std = (torch.tensor(part, device=pixels.device)[:, None, None] for part in (self.mean, self.std))
+        return image[:, :, y : y + self.size, x : x + self.size].float().div_(255).sub_(mean).div_(std)
+
+    def to_image(self, boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Boxes of the network input as boxes of the images it was made from.
+
+        Parameters
+        ----------
+        boxes
+            [..., 4] (x0, y0, x1, y1) in network-input px.
+        sizes
+            [..., 2] (width, height) of each box's image in px.
+
+        Returns
+        -------
+        np.ndarray
+            [..., 4] float64 in px of the image, clipped to it.
+        """
+        sizes = np.asarray(sizes, dtype=np.int64)
+        scaled, corner = self._geometry(sizes)
+        points = np.asarray(boxes, dtype=np.float64).reshape(*np.shape(boxes)[:-1], 2, 2)
+        points = (points + corner[..., None, :]) * (sizes / scaled)[..., None, :]
+        points = np.clip(points, 0, sizes[..., None, :])
+        return points.reshape(*points.shape[:-2], 4)
+
+    def _geometry(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(width, height) after resizing and (x, y) of the cut's corner, for image sizes [..., 2]; all int64."""
+        if self.squash:
+            return np.full_like(sizes, self.size), np.zeros_like(sizes)
+        scaled = self.resize * sizes // sizes.min(axis=-1, keepdims=True)
+        return scaled, np.rint((scaled - self.size) / 2).astype(np.int64)
+
+
+def _resized(image: torch.Tensor, size: tuple[int, int], interpolation: str) -> torch.Tensor:
+    """Images [B, 3, H, W] uint8 resized with antialiasing; uint8 from a CPU, float32 with whole numbers from a GPU."""
+    how = {"size": size, "mode": interpolation, "antialias": True, "align_corners": False}
+    if image.device.type == "cpu":  # in whole numbers throughout, and several times faster than in float32
+        return interpolate(image, **how)
+    return interpolate(image.float(), **how).round_().clamp_(0, 255)
