@@ -1,7 +1,7 @@
 """Reading a network's layers: which there are, and what one of them outputs. The only module that registers hooks."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -117,11 +117,7 @@ class ActivationTap:
 
     def __enter__(self) -> Self:
         if not self._open:
-            with ExitStack() as stack:
-                stack.enter_context(_frozen(self.network.module))
-                stack.enter_context(_moved(self.network, self.device))
-                stack.callback(self._hook(stop=True).remove)
-                self._cleanup = stack.pop_all()
+            self._cleanup = _opened([self])
         self._open += 1
         return self
 
@@ -145,29 +141,24 @@ class ActivationTap:
         """
         if not self._open:
             raise RuntimeError("an ActivationTap is called inside `with tap:`")
-        batch = batch.to(self.device)
-        if self.device.type == "cpu" and not torch.is_grad_enabled():
-            return in_slices(self._forward, batch)
-        return self._forward(batch)
+        return _read([self], batch)[0]
 
-    def _forward(self, batch: torch.Tensor) -> torch.Tensor:
-        self._seen.clear()
-        with suppress(_Stop):
-            self.network.module(batch.contiguous(memory_format=self._memory_format))
+    def _taken(self, count: int) -> torch.Tensor:
+        """What the last forward pass of `count` images left here, as [B, C, P] float32."""
         output = self._seen.pop() if self._seen else None
         shape = tuple(output.shape) if isinstance(output, torch.Tensor) else None
-        if output is None or shape != (len(batch), *self._shape):
+        if output is None or shape != (count, *self._shape):
             raise ModelError(
-                f"layer {self.layer!r} of {self.network.name} gave {shape} for {len(batch)} images, "
-                f"expected {(len(batch), *self._shape)} as for the first ones; choose a layer whose output keeps its shape"
+                f"layer {self.layer!r} of {self.network.name} gave {shape} for {count} images, "
+                f"expected {(count, *self._shape)} as for the first ones; choose a layer whose output keeps its shape"
             )
         return self._to_positions(output).float()
 
-    def _hook(self, stop: bool) -> torch.utils.hooks.RemovableHandle:
+    def _hook(self, then: Callable[[], None] | None = None) -> torch.utils.hooks.RemovableHandle:
         def see(value: Any) -> None:
             self._seen.append(value)
-            if stop:
-                raise _Stop
+            if then is not None:
+                then()
 
         if self._at == "input":
             return self._target.register_forward_pre_hook(lambda _module, inputs: see(inputs[0] if inputs else None))
@@ -175,7 +166,7 @@ class ActivationTap:
 
     def _examine(self) -> tuple[tuple[int, ...], _Layout]:
         """Shape of one image's output and its layout, from two blank images through the whole network."""
-        handle = self._hook(stop=False)
+        handle = self._hook()
         try:
             _run(self.network, torch.zeros)
             seen = list(self._seen)
@@ -198,6 +189,69 @@ class ActivationTap:
             )
         shape = tuple(output.shape[1:])
         return shape, _layout(shape)
+
+
+class JointTap:
+    """Activations of several layers of one network from one forward pass, which ends behind the last of them.
+
+    Use as a context, as an `ActivationTap`.
+
+    Parameters
+    ----------
+    taps
+        One a layer, all of one network on one device.
+    """
+
+    def __init__(self, taps: Sequence[ActivationTap]) -> None:
+        self.taps = tuple(taps)
+        self.device = self.taps[0].device
+        if len({(id(tap.network), tap.device) for tap in self.taps}) > 1:
+            raise ValueError("taps are read together only where they are of one network on one device")
+        self._cleanup = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._cleanup = _opened(self.taps)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cleanup.close()
+
+    def __call__(self, batch: torch.Tensor) -> list[torch.Tensor]:
+        """Activations [B, C, P] float32 of each tap's layer, in the taps' order, for a batch as `ActivationTap` takes it."""
+        return _read(self.taps, batch)
+
+
+def _opened(taps: Sequence[ActivationTap]) -> ExitStack:
+    """The taps' network frozen and moved to their device, hooked so that a forward pass ends when all have seen theirs."""
+    network = taps[0].network
+
+    def end() -> None:
+        if all(tap._seen for tap in taps):
+            raise _Stop
+
+    with ExitStack() as stack:
+        stack.enter_context(_frozen(network.module))
+        stack.enter_context(_moved(network, taps[0].device))
+        for tap in taps:
+            stack.callback(tap._hook(end).remove)
+        return stack.pop_all()
+
+
+def _read(taps: Sequence[ActivationTap], batch: torch.Tensor) -> list[torch.Tensor]:
+    """One forward pass of the batch, through opened taps."""
+    first = taps[0]
+
+    def forward(rows: torch.Tensor) -> list[torch.Tensor]:
+        for tap in taps:
+            tap._seen.clear()
+        with suppress(_Stop):
+            first.network.module(rows.contiguous(memory_format=first._memory_format))
+        return [tap._taken(len(rows)) for tap in taps]
+
+    batch = batch.to(first.device)
+    if first.device.type == "cpu" and not torch.is_grad_enabled():
+        return in_slices(forward, batch)
+    return forward(batch)
 
 
 def list_layers(network: "Network") -> list[LayerInfo]:

@@ -1,13 +1,10 @@
 """score() and score_embeddings(): the stages in order."""
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 from torch.nn.functional import normalize
@@ -15,31 +12,24 @@ from torch.nn.functional import normalize
 from psi_fast import store
 from psi_fast.activation_tap import ActivationTap
 from psi_fast.config import PSIConfig
-from psi_fast.crops import distinct_crops, embed
 from psi_fast.encoders import Encoder, load_encoder
-from psi_fast.environment import device_info, pick_backend, pick_device, versions
+from psi_fast.environment import pick_backend, pick_device
 from psi_fast.errors import InputError
 from psi_fast.evaluation import Background, evaluate
-from psi_fast.image_bank import ImageBank, open_bank
-from psi_fast.images import ImageSet, open_images
-from psi_fast.mining import mine, random_patches
+from psi_fast.image_bank import open_bank
+from psi_fast.images import open_images
 from psi_fast.networks import Network, load_network
+from psi_fast.pipeline import Inputs, run
 from psi_fast.progress import Progress
-from psi_fast.receptive_field import boxes, measure_field
-from psi_fast.results import Bank, PatchEmbeddings, TopPatches
-from psi_fast.scores import Scores, cautions
-from psi_fast.validation import read_bank, read_embeddings, read_labels, read_rows
+from psi_fast.results import Bank
+from psi_fast.scores import Scores
+from psi_fast.validation import read_bank, read_channels, read_embeddings, read_labels, read_layers, read_rows
 from psi_fast.vocabulary import load_vocabulary
-
-RANDOM_POOL = 1000
-"""Random patches embedded for the random-patch channels."""
-PROBE_IMAGES = 8
-"""Images the effective receptive field is averaged over."""
 
 
 def score(
     model: str | nn.Module | Network,
-    layer: str,
+    layer: str | Sequence[str],
     images: Any,
     *,
     encoder: str | Encoder,
@@ -60,8 +50,9 @@ def score(
     ----------
     model : str, nn.Module or Network
         A spec such as "torchvision:resnet50", or a module, which is fed ImageNet-normalised 224 px images.
-    layer : str
-        A key of `dict(model.named_modules())`; `psi-fast layers` lists them.
+    layer : str or sequence of str
+        Keys of `dict(model.named_modules())`; `psi-fast layers` lists them. Several are read in one pass over the
+        images, and each is scored as it would be alone.
     images : path or map-style dataset of (image, label)
         Tiny-ImageNet's tree as a folder or zip, an ImageFolder, a folder of images, or a dataset.
     encoder : str or Encoder
@@ -70,7 +61,7 @@ def score(
         "imagenet", "open-1602" or a text file, one concept a line; None is the encoder's own.
     config : PSIConfig, optional
     channels : slice or sequence of int, optional
-        Channels to score; None is all.
+        Channels to score, of each layer; None is all.
     device : {"auto", "cpu", "cuda"}
     out : path, optional
         Run folder to write. One that holds this very run is read instead of computed again.
@@ -100,8 +91,8 @@ def score(
     where = pick_device(device)
     backend = pick_backend(config.backend, where)
     network = load_network(model)
-    tap = ActivationTap(network, layer, where)
-    chosen = _channel_ids(channels, tap.channels)
+    taps = [ActivationTap(network, name, where) for name in read_layers(layer)]
+    chosen = [read_channels(channels, tap.layer, tap.channels) for tap in taps]
     with bars.stage("open images"):
         source = open_images(
             images, max_images=max_images, seed=config.seed, skip_unreadable=skip_unreadable, progress=bars
@@ -125,9 +116,11 @@ def score(
     }
     decides = {name: value for name, value in config.to_dict().items() if name not in ("batch_size", "backend")}
     about = {
-        "identity": store.fingerprint([fingerprints, layer, chosen.tolist(), decides]),
+        "identity": store.fingerprint(
+            [fingerprints, [(tap.layer, ids.tolist()) for tap, ids in zip(taps, chosen, strict=True)], decides]
+        ),
         "network": network.name,
-        "layer": layer,
+        "layers": [tap.layer for tap in taps],
         "encoder": encoder.name,
         "vocabulary": words.name if words else "the encoder's own",
         "source": str(images) if isinstance(images, (str, Path)) else type(images).__name__,
@@ -141,98 +134,19 @@ def score(
         names, text = encoder.concepts(words, bars)
     text_bank = Bank(tuple(names), normalize(text.float().cpu(), dim=1))
 
-    def run() -> tuple[Scores, dict[str, torch.Tensor]]:
+    def from_images() -> tuple[Scores, dict[str, torch.Tensor]]:
         with bars.stage("decoding"):
             largest = max(network.preprocess.resize, encoder.preprocess.resize)
             place = None if bank is None else Path(bank)
             decoded = open_bank(source, largest, folder=place, side=bank_side, progress=bars).to(where)
-        return _run(Inputs(network, tap, chosen, source, decoded, encoder, text_bank, config, where), about, bars)
+        return run(Inputs(network, taps, chosen, source, decoded, encoder, text_bank, config, where), about, bars)
 
     if folder is None:
-        return run()[0]
+        return from_images()[0]
     with store.reserved(folder):
-        scores, tensors = run()
+        scores, tensors = from_images()
         store.save(folder, scores, tensors, text_bank.names)
     return scores
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a run works on: channels [C] int64 of the tapped layer, everything else loaded and checked."""
-
-    network: Network
-    tap: ActivationTap
-    channels: np.ndarray
-    images: ImageSet
-    bank: ImageBank
-    encoder: Encoder
-    text: Bank
-    config: PSIConfig
-    device: torch.device
-
-
-def _run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores, dict[str, torch.Tensor]]:
-    """The stages from images to scores; also the tensors worth keeping."""
-    network, tap, images, bank, config = inputs.network, inputs.tap, inputs.images, inputs.bank, inputs.config
-    with bars.stage("patch size"):
-        spread = np.linspace(0, len(images) - 1, PROBE_IMAGES, dtype=int)
-        probes = network.preprocess(bank.read(spread, inputs.device)).cpu()
-        field = measure_field(tap, network.preprocess.size, config.patch, seed=config.seed, images=probes)
-    with bars.stage("mining"):
-        top = mine(tap, network, bank, images.names, inputs.channels, config, bars)
-        random_images, random_positions = random_patches(RANDOM_POOL, tap.positions, len(images), config.seed)
-
-    def in_bank(positions: np.ndarray) -> np.ndarray:
-        box = boxes(field, positions, tap.grid, tap.prefix, network.preprocess.size)
-        return network.preprocess.to_image(box, np.full((*positions.shape, 2), bank.side))
-
-    box = in_bank(top.positions)
-    chosen = np.where(top.dead[:, None], -1, top.images)
-    # one crop serves both the channels and the random patches, wherever they meet
-    crops, index = distinct_crops(
-        np.concatenate((chosen.ravel(), random_images)),
-        np.concatenate((box.reshape(-1, 4), in_bank(random_positions))),
-    )
-    with bars.stage("embedding"):
-        embedded = embed(crops, bank, images.names, inputs.encoder, inputs.device, config, bars)
-    index, random_index = index[: chosen.size].reshape(chosen.shape), index[chosen.size :]
-    used, inverse = np.unique(index[index >= 0], return_inverse=True)
-    index[index >= 0] = inverse
-    unique = embedded[used]
-    labels = images.labels
-    table, clusters = evaluate(
-        PatchEmbeddings(unique, torch.from_numpy(index), torch.from_numpy(inputs.channels)),
-        None if labels is None else torch.from_numpy(labels[top.images]),
-        inputs.text,
-        Background(embedded[random_index], None if labels is None else torch.from_numpy(labels[random_images])),
-        config,
-        inputs.device,
-        bars,
-        dead=top.dead,
-        max_activation=top.highest,
-    )
-    manifest = about | {
-        "channels": len(inputs.channels),
-        "images": len(images),
-        "concepts": len(inputs.text.names),
-        "bank": {"side_px": bank.side, "folder": str(bank.folder) if images.lasting else "kept for this run only"},
-        "distinct_crops": len(crops),
-        "patch": {"mode": str(field.mode), "size_px": list(field.size), "note": field.note},
-        "versions": versions(),
-        "device": device_info(inputs.device),
-        "encoder_precision": getattr(inputs.encoder, "precision", "not stated"),
-        "seconds": {name: round(seconds, 3) for name, seconds in bars.seconds.items()},
-        "images_per_second": round(len(images) / bars.seconds["mining"], 1),
-        "crops_per_second": round(len(crops) / bars.seconds["embedding"], 1),
-        "warnings": list(
-            dict.fromkeys(
-                [*network.warnings, *images.warnings, *inputs.encoder.warnings, *cautions(table, config.draws)]
-            )
-        ),
-    }
-    patches = _patch_table(top, bank.to_image(box, top.images), images, clusters)
-    tensors = {"unique": unique, "index": torch.from_numpy(index), "text": inputs.text.embeddings}
-    return Scores(table, clusters, manifest, patches), tensors
 
 
 def score_embeddings(
@@ -309,50 +223,3 @@ def score_embeddings(
         max_activation=np.full(channels, np.nan, dtype=np.float32),
     )
     return Scores(table, clusters)
-
-
-def _channel_ids(channels: slice | Sequence[int] | None, count: int) -> np.ndarray:
-    """The channels asked for as ids [C] int64, each within the layer's and named once."""
-    if channels is None:
-        return np.arange(count)
-    if isinstance(channels, slice):
-        first, stop = channels.start or 0, count if channels.stop is None else channels.stop
-        if not 0 <= first < stop <= count:
-            raise InputError(f"channels {first}:{stop} are not a range within the layer's 0:{count}")
-        return np.arange(count)[channels]
-    try:
-        ids = np.asarray(channels)
-    except ValueError:  # rows of unequal length
-        ids = np.empty(0)
-    if ids.ndim != 1 or len(ids) == 0 or ids.dtype.kind not in "iu":
-        raise InputError(
-            f"channels must be a slice or a list of whole numbers within the layer's 0..{count - 1}, got {channels!r}"
-        )
-    outside = ids[(ids < 0) | (ids >= count)]
-    if len(outside):
-        raise InputError(f"channel {outside[0]} is outside the layer's 0..{count - 1}")
-    if len(np.unique(ids)) < len(ids):
-        raise InputError(f"each of the layer's channels 0..{count - 1} can be named once, got {channels!r}")
-    return ids.astype(np.int64)
-
-
-def _patch_table(top: TopPatches, box: np.ndarray, source: ImageSet, clusters: np.ndarray) -> pd.DataFrame:
-    """A row a patch, by channel and rank."""
-    row, rank = np.nonzero(top.valid)
-    image = top.images[row, rank]
-    return pd.DataFrame(
-        {
-            "channel": top.channels[row],
-            "rank": rank,
-            "image": np.array([_printable(name) for name in source.names], dtype=object)[image],
-            "box": list(box[row, rank].astype(np.float32)),
-            "activation": top.values[row, rank],
-            "label": None if source.labels is None else np.asarray(source.class_names, object)[source.labels[image]],
-            "cluster": clusters[row, rank],
-        }
-    )
-
-
-def _printable(name: str) -> str:
-    """A file name as it is, or with its bytes escaped where they are no text."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -57,7 +57,7 @@ def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
     def score(
         *,
         network: str,
-        layer: str,
+        layer: tyro.conf.UseAppendAction[list[str]],
         images: str,
         encoder: str,
         out: Path,
@@ -78,7 +78,8 @@ def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
         Args:
             network: efficientnet-lite:lite0, torchvision:resnet50[@WEIGHTS|@none|@/path.pth], timm:NAME[@none|@/path]
                 or package.module:function.
-            layer: Module whose channels are scored; `psi-fast layers` lists them.
+            layer: Module whose channels are scored; `psi-fast layers` lists them. Give it again for more layers, which
+                are then read in one pass.
             images: Tiny-ImageNet as a folder or zip, an ImageFolder, or a folder of images.
             encoder: open_clip:ARCH/TAG, open_clip:ARCH/CHECKPOINT or classifier:NETWORK.
             out: Run folder to write; one that holds this very run is shown instead.

@@ -8,7 +8,9 @@ SLICE = 8
 """Images per forward pass on a CPU: few enough that activations stay in cache."""
 
 
-def in_slices(function: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, size: int = SLICE) -> torch.Tensor:
+def in_slices(
+    function: Callable[[torch.Tensor], list[torch.Tensor]], batch: torch.Tensor, size: int = SLICE
+) -> list[torch.Tensor]:
     """`function` of `batch`, computed on slices of exactly `size` rows, the last one padded with zeros.
 
     A CPU library picks its loop order by the shape it is given, so the last bits of a row change with the batch it
@@ -17,23 +19,23 @@ def in_slices(function: Callable[[torch.Tensor], torch.Tensor], batch: torch.Ten
     Parameters
     ----------
     function
-        Maps [size, ...] to [size, ...], every row on its own; called with contiguous tensors.
+        Maps [size, ...] to tensors [size, ...], every row on its own; called with contiguous tensors.
     batch
         [B, ...] with B >= 1.
 
     Returns
     -------
-    torch.Tensor
-        [B, ...].
+    list of torch.Tensor
+        [B, ...] each.
     """
-    outputs = []
+    parts = []
     for start in range(0, len(batch), size):
         rows = batch[start : start + size]
         count = len(rows)
         if count < size:
             rows = torch.cat([rows, rows.new_zeros(size - count, *rows.shape[1:])])
-        outputs.append(function(rows.contiguous())[:count])
-    return torch.cat(outputs)
+        parts.append([output[:count] for output in function(rows.contiguous())])
+    return [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
 
 
 def whole_slices(count: int, size: int = SLICE) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from psi_fast.activation_tap import ActivationTap
+from psi_fast.activation_tap import ActivationTap, JointTap
 from psi_fast.config import PSIConfig
 from psi_fast.errors import InputError
 from psi_fast.forward import whole_slices
@@ -20,52 +20,67 @@ from psi_fast_kernels.topk_merge import Extremes, TopK, empty_top_k, topk_merge
 
 
 def mine(
-    tap: ActivationTap,
+    taps: Sequence[ActivationTap],
     network: Network,
     bank: ImageBank,
     names: Sequence[str],
-    channels: np.ndarray,
+    channels: Sequence[np.ndarray],
     config: PSIConfig,
     progress: Progress,
-) -> TopPatches:
-    """The top_k patches of each channel (ids [C] int64), per image the `per_image` largest positions.
+) -> list[TopPatches]:
+    """The top_k patches of each layer's channels (ids [C] int64), per image the `per_image` largest positions.
 
-    `names` are the images', for messages.
-
-    Values are compared in float32 and ordered by value descending, image ascending, position ascending, so neither the
-    batch size nor the device decides a tie. With `band`, images drawn from that quantile range of the channel's own
-    per-image maxima take the place of the very top.
+    All layers are read in one forward pass. `names` are the images', for messages. Values are compared in float32 and
+    ordered by value descending, image ascending, position ascending, so neither the batch size nor the device decides a
+    tie. With `band`, images drawn from that quantile range of the channel's own per-image maxima take the place of the
+    very top.
 
     Raises
     ------
     InputError
         The network returns a value that is not finite.
     """
-    per_image = 1 if config.band else min(config.per_image, tap.positions)
     batch_size = whole_slices(config.batch_size)
-    top = empty_top_k(len(channels), 0 if config.band else config.top_k, tap.device)
-    held: list[Extremes] = []
-    low = torch.full((len(channels),), torch.inf, device=tap.device)
-    high = -low
-    asked = None if np.array_equal(channels, np.arange(tap.channels)) else torch.as_tensor(channels, device=tap.device)
-    with tap, torch.inference_mode(), progress.bar("mining", len(bank), "img") as bar:
+    rankings = [_Ranking(tap, ids, names, config) for tap, ids in zip(taps, channels, strict=True)]
+    joint = JointTap(taps)
+    with joint, torch.inference_mode(), progress.bar("mining", len(bank), "img") as bar:
         for first in range(0, len(bank), batch_size):
-            pixels = bank.read(slice(first, first + batch_size), tap.device)
-            activations = tap(network.preprocess(pixels))
-            if asked is not None:
-                activations = activations[:, asked]
-            top, extremes = topk_merge(top, activations, first, per_image=per_image)
-            _check_finite(extremes, names, first, channels)
-            if config.band:  # all maxima are ranked at the end
-                held.append(extremes)
-            low = torch.minimum(low, extremes.minima.amin(0))
-            high = torch.maximum(high, extremes.maxima.amax(0))
+            pixels = bank.read(slice(first, first + batch_size), joint.device)
+            for ranking, activations in zip(rankings, joint(network.preprocess(pixels)), strict=True):
+                ranking.add(activations, first)
             bar.update(len(pixels))
-    if config.band:
-        top = _draw_band(held, channels, config)
-    values, found, positions = (part.cpu().numpy() for part in top)
-    dead = (low == high).cpu().numpy()
-    return TopPatches(channels, values, found, positions, highest=high.cpu().numpy(), dead=dead)
+    return [ranking.result() for ranking in rankings]
+
+
+class _Ranking:
+    """The largest activations of one layer's channels so far."""
+
+    def __init__(self, tap: ActivationTap, channels: np.ndarray, names: Sequence[str], config: PSIConfig) -> None:
+        self._channels, self._names, self._config = channels, names, config
+        self._per_image = 1 if config.band else min(config.per_image, tap.positions)
+        self._top = empty_top_k(len(channels), 0 if config.band else config.top_k, tap.device)
+        self._held: list[Extremes] = []
+        self._low = torch.full((len(channels),), torch.inf, device=tap.device)
+        self._high = -self._low
+        everything = np.array_equal(channels, np.arange(tap.channels))
+        self._asked = None if everything else torch.as_tensor(channels, device=tap.device)
+
+    def add(self, activations: torch.Tensor, first: int) -> None:
+        """Rank the activations [B, all channels, P] of the images from `first` on."""
+        if self._asked is not None:
+            activations = activations[:, self._asked]
+        self._top, extremes = topk_merge(self._top, activations, first, per_image=self._per_image)
+        _check_finite(extremes, self._names, first, self._channels)
+        if self._config.band:  # all maxima are ranked at the end
+            self._held.append(extremes)
+        self._low = torch.minimum(self._low, extremes.minima.amin(0))
+        self._high = torch.maximum(self._high, extremes.maxima.amax(0))
+
+    def result(self) -> TopPatches:
+        top = _draw_band(self._held, self._channels, self._config) if self._config.band else self._top
+        values, found, positions = (part.cpu().numpy() for part in top)
+        high, dead = self._high.cpu().numpy(), (self._low == self._high).cpu().numpy()
+        return TopPatches(self._channels, values, found, positions, highest=high, dead=dead)
 
 
 def _check_finite(extremes: Extremes, names: Sequence[str], first: int, channels: np.ndarray) -> None:

@@ -24,9 +24,12 @@ def show_scores(scores: Scores, folder: Path, count: int = 15) -> None:
     manifest = scores.manifest
     table = Table(
         box=box.SIMPLE_HEAD,
-        title=escape(f"{manifest['network']}  {manifest['layer']}: most polysemantic channels"),
+        title=escape(f"{manifest['network']}  {', '.join(manifest['layers'])}: most polysemantic channels"),
         title_justify="left",
     )
+    several = len(manifest["layers"]) > 1
+    if several:
+        table.add_column("layer", no_wrap=True)
     for name in ("channel", "PSI", "S z", "Q z", "D z", "q", "random %"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("clusters: concept (patches)")
@@ -34,6 +37,7 @@ def show_scores(scores: Scores, folder: Path, count: int = 15) -> None:
         clusters = "  |  ".join(_cluster_names(row))
         z = [_number(row[f"{name}_z"], 1) for name in "SQD"]
         numbers = [
+            *([escape(row["layer"])] if several else []),
             str(row["channel"]),
             _number(row["psi"], 4),
             *z,
@@ -52,9 +56,13 @@ def show_scores(scores: Scores, folder: Path, count: int = 15) -> None:
     seconds = manifest["seconds"]
     stages = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
     console.print(f"time: {stages}; total {sum(seconds.values()):.1f} s")
+    patches = [
+        f"{patch['size_px'][0]} px ({patch['mode']})" + f" in {name}" * several
+        for name, patch in manifest["patch"].items()
+    ]
     console.print(
         f"{manifest['images']} images at {manifest['images_per_second']}/s, {manifest['distinct_crops']} distinct crops at "
-        f"{manifest['crops_per_second']}/s, patches of {manifest['patch']['size_px'][0]} px ({manifest['patch']['mode']})"
+        f"{manifest['crops_per_second']}/s, patches of {escape(', '.join(patches))}"
     )
     for warning in manifest["warnings"]:
         console.print(f"warning: {escape(warning)}")

@@ -1,5 +1,7 @@
 """The scores of a run: one table row per channel, and the cluster of every patch."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from psi_fast.calibration import calibrate, combine, discovery_rate, percentile
-from psi_fast.results import COMPONENTS, Bank, Clusters, Components, NullMoments, PatchEmbeddings
+from psi_fast.results import COMPONENTS, Bank, Clusters, Components, NullMoments, PatchEmbeddings, TopPatches
 
 
 @dataclass(frozen=True, repr=False)
@@ -18,15 +20,16 @@ class Scores:
     Attributes
     ----------
     table : pandas.DataFrame
-        A row a channel: channel, psi in [0, 1], log_psi, p and q in (0, 1], k, cluster_sizes, concepts, max_activation,
-        random_percentile in [0, 100], flags, components, for each X of S, Q, D: X, X_null_mean, X_null_sd, X_z, X_hat,
-        X_p; and S_z_independent. nan where a channel is not scored or a component is absent.
+        A row a channel: layer (where a network was read), channel, psi in [0, 1], log_psi, p and q in (0, 1], k,
+        cluster_sizes, concepts, max_activation, random_percentile in [0, 100], flags, components, for each X of S, Q, D:
+        X, X_null_mean, X_null_sd, X_z, X_hat, X_p; and S_z_independent. nan where a channel is not scored or a component
+        is absent. q and random_percentile are within a layer.
     labels : [C, K] int64
         Cluster of each patch, 0 the largest; -1 where there is none.
     manifest : dict
         Settings, versions, fingerprints and timings of the run; empty for `score_embeddings`.
     patches : pandas.DataFrame or None
-        A row a patch: channel, rank, image, box (x0, y0, x1, y1 in image pixels), activation, label, cluster.
+        A row a patch: layer, channel, rank, image, box (x0, y0, x1, y1 in image pixels), activation, label, cluster.
     """
 
     table: pd.DataFrame
@@ -135,3 +138,32 @@ def tabulate(
         columns |= {name + suffix: value[:real] for suffix, value in zip(fields, values, strict=True)}
     columns["S_z_independent"] = beside.z[:real]
     return pd.DataFrame(columns)
+
+
+def patch_table(
+    top: TopPatches,
+    box: np.ndarray,
+    clusters: np.ndarray,
+    names: Sequence[str],
+    labels: np.ndarray | None,
+    class_names: Sequence[str] | None,
+) -> pd.DataFrame:
+    """A row a patch, by channel and rank: box [C, K, 4] in px of its image, clusters [C, K]; names, labels [N] of the images."""
+    row, rank = np.nonzero(top.valid)
+    image = top.images[row, rank]
+    return pd.DataFrame(
+        {
+            "channel": top.channels[row],
+            "rank": rank,
+            "image": np.array([_printable(name) for name in names], dtype=object)[image],
+            "box": list(box[row, rank].astype(np.float32)),
+            "activation": top.values[row, rank],
+            "label": None if labels is None else np.asarray(class_names, object)[labels[image]],
+            "cluster": clusters[row, rank],
+        }
+    )
+
+
+def _printable(name: str) -> str:
+    """A file name as it is, or with its bytes escaped where they are no text."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -108,8 +108,10 @@ def load(folder: str | Path) -> Scores:
         table = _with_lists(pd.read_parquet(folder / SCORES))
         patches = pd.read_parquet(folder / PATCHES)
         labels = np.full((len(table), manifest["config"]["top_k"]), -1, dtype=np.int64)
-        row = pd.Series(np.arange(len(table)), index=table["channel"])
-        labels[row[patches["channel"]].to_numpy(), patches["rank"].to_numpy()] = patches["cluster"].to_numpy()
+        row = pd.MultiIndex.from_frame(table[["layer", "channel"]]).get_indexer(
+            pd.MultiIndex.from_frame(patches[["layer", "channel"]])
+        )
+        labels[row, patches["rank"].to_numpy()] = patches["cluster"].to_numpy()
     except (OSError, pa.ArrowException, KeyError, TypeError) as error:
         raise StoreError(f"cannot read the run in {folder}: {error}; remove it and score again") from error
     return Scores(table, labels, manifest, patches)
@@ -151,7 +153,7 @@ def _differences(held: dict[str, Any], about: dict[str, Any]) -> str:
         for name in about[part]
         if _part(held, part).get(name) != about[part][name]
     ]
-    return ", ".join(names + ["layer"] * (held.get("layer") != about["layer"])) or "channels"
+    return ", ".join(names + ["layers"] * (held.get("layers") != about["layers"])) or "channels"
 
 
 def _part(manifest: dict[str, Any], name: str) -> dict[str, Any]:

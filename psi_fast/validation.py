@@ -90,3 +90,38 @@ def _distinct_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     keys = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))[:, 0]
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     return rows[first], inverse
+
+
+def read_layers(layer: str | Sequence[str]) -> list[str]:
+    """Names of the layers asked for, at least one and each once."""
+    names = [layer] if isinstance(layer, str) else list(layer)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise InputError(f"layer must be the name of a layer or a list of names, got {layer!r}")
+    if len(set(names)) < len(names):
+        raise InputError(f"each layer can be named once, got {', '.join(names)}")
+    return names
+
+
+def read_channels(channels: slice | Sequence[int] | None, layer: str, count: int) -> np.ndarray:
+    """The channels asked for of a layer that has `count`, as ids [C] int64, each within the layer's and named once."""
+    if channels is None:
+        return np.arange(count)
+    if isinstance(channels, slice):
+        first, stop = channels.start or 0, count if channels.stop is None else channels.stop
+        if not 0 <= first < stop <= count:
+            raise InputError(f"channels {first}:{stop} are not a range within 0:{count} of layer {layer!r}")
+        return np.arange(count)[channels]
+    try:
+        ids = np.asarray(channels)
+    except ValueError:  # rows of unequal length
+        ids = np.empty(0)
+    if ids.ndim != 1 or len(ids) == 0 or ids.dtype.kind not in "iu":
+        raise InputError(
+            f"channels must be a slice or a list of whole numbers within 0..{count - 1} of layer {layer!r}, got {channels!r}"
+        )
+    outside = ids[(ids < 0) | (ids >= count)]
+    if len(outside):
+        raise InputError(f"channel {outside[0]} is outside 0..{count - 1} of layer {layer!r}")
+    if len(np.unique(ids)) < len(ids):
+        raise InputError(f"each of the channels 0..{count - 1} of layer {layer!r} can be named once, got {channels!r}")
+    return ids.astype(np.int64)

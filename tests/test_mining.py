@@ -36,7 +36,7 @@ ORDERED = ("values", "images", "positions")
 def run(network, layer, images, config=tiny.CONFIG, channels=None):
     tap = ActivationTap(network, layer, CPU)
     ids = np.arange(tap.channels) if channels is None else np.asarray(channels)
-    return mine(tap, network, tiny.bank(images), images.names, ids, config, Progress(False))
+    return mine([tap], network, tiny.bank(images), images.names, [ids], config, Progress(False))[0]
 
 
 def activations(network, layer, images):

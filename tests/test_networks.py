@@ -4,8 +4,6 @@ import os
 import pickle
 import urllib.error
 
-import numpy as np
-import PIL.Image
 import pytest
 import torch
 from tiny import SMALL

@@ -10,12 +10,14 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from image_helpers import message
 from safetensors import safe_open
 from sklearn.metrics import normalized_mutual_info_score
 from tiny import EFFECTIVE, score
 from torch import nn
 
 import psi_fast
+from psi_fast.errors import PsiFastError
 
 TESTS = Path(__file__).parent
 
@@ -86,7 +88,7 @@ def test_the_manifest_tells_what_was_run(run):
     assert all(value >= 0 for value in manifest["seconds"].values())
     assert manifest["images_per_second"] > 0
     assert manifest["warnings"] == ["9 draws give p >= 0.100, so no channel can be significant; use at least 20"]
-    assert (manifest["network"], manifest["layer"], manifest["encoder"]) == ("tiny", "2", "tiny-encoder")
+    assert (manifest["network"], manifest["layers"], manifest["encoder"]) == ("tiny", ["2"], "tiny-encoder")
     assert (manifest["images"], manifest["channels"], manifest["concepts"]) == (40, 6, 5)
     assert manifest["bank"]["side_px"] == 32
 
@@ -186,6 +188,48 @@ def test_a_second_process_gives_the_same_bits(run, tmp_path):
     assert_same_bits(pd.read_parquet(path), run[0].table)
 
 
+def test_layers_read_together_score_as_they_do_alone(tmp_path):
+    made = tiny.conv_network(nn.ReLU(), tiny.Tokens())
+    names = ["4", "2", "3"]  # not in the order they run
+    scores = score(made, names, out=tmp_path / "run")
+    assert scores.table["layer"].unique().tolist() == names
+    assert scores.manifest["layers"] == list(scores.manifest["patch"]) == names
+    for name in names:
+        alone = score(made, name)
+        rows = scores.table["layer"] == name
+        assert_same_bits(scores.table[rows].reset_index(drop=True), alone.table)
+        np.testing.assert_array_equal(scores.labels[rows], alone.labels)
+        own = scores.patches[scores.patches["layer"] == name].reset_index(drop=True)
+        assert_same_bits(own, alone.patches)
+    again = psi_fast.load(tmp_path / "run")
+    assert_same_bits(again.table, scores.table)
+    np.testing.assert_array_equal(again.labels, scores.labels)
+    with safe_open(tmp_path / "run" / "embeddings.safetensors", framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in ("unique", "index")}
+    assert tensors["index"].shape == scores.labels.shape
+    assert sorted(tensors["index"].unique().tolist()) == list(range(len(tensors["unique"])))
+
+
+def test_layers_are_read_in_one_pass():
+    made = tiny.conv_network(nn.ReLU(), tiny.Boom(), nn.ReLU(), tiny.Boom())
+    middle, behind = made.module[4], made.module[6]
+
+    def passes(layers):
+        middle.runs = behind.runs = 0
+        score(made, layers)
+        return middle.runs, behind.runs
+
+    alone, few = passes("5")
+    both, last = passes(["5", "3"])
+    assert both - alone <= 2  # one more look at the layers' shapes
+    assert few + 1 >= last  # and none at all behind the last layer
+
+
+@pytest.mark.parametrize("layers", [[], ["2", "2"], [2], ["2", "nothing"]])
+def test_layers_that_cannot_be_read_are_an_error(layers):
+    message(score, tiny.network(), layers, error=PsiFastError)
+
+
 def test_another_seed_gives_other_draws(run):
     again = score(config=replace(EFFECTIVE, seed=1))
     assert (again.table["S_null_mean"] != run[0].table["S_null_mean"]).all()
@@ -252,7 +296,7 @@ def test_an_image_folder_and_a_vocabulary_are_taken(tmp_path):
 def test_every_patch_mode_on_tokens_and_vectors(make, layer, patch):
     scores = score(make(), layer, config=replace(tiny.CONFIG, patch=patch), channels=slice(0, 2))
     assert scores.table["psi"].between(0, 1).all()
-    assert scores.manifest["patch"]["mode"] == str(patch)
+    assert scores.manifest["patch"][layer]["mode"] == str(patch)
 
 
 def test_several_positions_of_an_image_may_be_kept():
@@ -293,7 +337,7 @@ def test_real_networks_on_a_few_demo_tiles(tmp_path):
     assert (table["components"] == "SQD").all()
     assert set(table["concepts"].explode()) <= set(imagenet_names())
     assert scores.manifest["images"] == 60
-    assert scores.manifest["patch"]["mode"] == "image"
+    assert scores.manifest["patch"][DEMO_LAYER]["mode"] == "image"
     assert set(scores.patches["label"]) <= set(tiles.class_names)
     assert_same_bits(psi_fast.load(tmp_path / "run").table, table)
 

@@ -54,8 +54,9 @@ class OpenClipEncoder:
         """Image embeddings float32 [B, d] of preprocessed crops [B, 3, size, size]; not normalised."""
         batch = batch.to(self._device)
         with torch.inference_mode(), autocast(self._device, self._dtype):
-            result = in_slices(self._see, batch) if self._device.type == "cpu" else self._see(batch)
-            return result.float()
+            if self._device.type == "cpu":
+                return in_slices(lambda rows: [self._see(rows)], batch)[0].float()
+            return self._see(batch).float()
 
     def concepts(
         self, vocabulary: Vocabulary | None, progress: Progress | None = None
@@ -70,7 +71,7 @@ class OpenClipEncoder:
             for start in range(0, len(prompts), _PROMPTS):
                 tokens = tokenize(prompts[start : start + _PROMPTS]).to(self._device)
                 with torch.inference_mode(), autocast(self._device, self._dtype):
-                    vectors.append(in_slices(self._model.encode_text, tokens, _PROMPTS).float().cpu())
+                    vectors += in_slices(lambda rows: [self._model.encode_text(rows).float().cpu()], tokens, _PROMPTS)
                 bar.update(len(tokens))
         unit = torch.nn.functional.normalize(torch.cat(vectors), dim=1)
         mean = unit.reshape(len(vocabulary.concepts), len(templates), -1).mean(1)

@@ -1,0 +1,175 @@
+"""Network, images and encoder -> scores: where channels are most active, what lies there, and the scores, layer by layer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from psi_fast.activation_tap import ActivationTap
+from psi_fast.config import PSIConfig
+from psi_fast.crops import distinct_crops, embed
+from psi_fast.encoders import Encoder
+from psi_fast.environment import device_info, versions
+from psi_fast.evaluation import Background, evaluate
+from psi_fast.image_bank import ImageBank
+from psi_fast.images import ImageSet
+from psi_fast.mining import mine, random_patches
+from psi_fast.networks import Network
+from psi_fast.progress import Progress
+from psi_fast.receptive_field import Field, boxes, measure_field
+from psi_fast.results import Bank, PatchEmbeddings, TopPatches
+from psi_fast.scores import Scores, cautions, patch_table
+
+RANDOM_POOL = 1000
+"""Random patches embedded for the random-patch channels of each layer."""
+PROBE_IMAGES = 8
+"""Images the effective receptive field is averaged over."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run works on: the tapped layers with the channels [C] int64 of each, everything else loaded and checked."""
+
+    network: Network
+    taps: Sequence[ActivationTap]
+    channels: Sequence[np.ndarray]
+    images: ImageSet
+    bank: ImageBank
+    encoder: Encoder
+    text: Bank
+    config: PSIConfig
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class LayerPatches:
+    """A layer's patches.
+
+    box : [C, K, 4] float64 (x0, y0, x1, y1) in the bank's px of each patch of `top`
+    random_images, random_box : [R] int64 and [R, 4] float64, patches no channel chose
+    """
+
+    layer: str
+    field: Field
+    top: TopPatches
+    box: np.ndarray
+    random_images: np.ndarray
+    random_box: np.ndarray
+
+
+def run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores, dict[str, torch.Tensor]]:
+    """The stages from images to scores; also the tensors worth keeping: unique [U, d], index [all channels, K], text [P, d]."""
+    layers = _patches(inputs, bars)
+    embedded, indices = _embeddings(layers, inputs, bars)
+    tables, labels, patches = [], [], []
+    for found, (index, random_index) in zip(layers, indices, strict=True):
+        table, clusters = _evaluated(found, embedded, index, random_index, inputs, bars)
+        images, original = inputs.images, inputs.bank.to_image(found.box, found.top.images)
+        rows = patch_table(found.top, original, clusters, images.names, images.labels, images.class_names)
+        tables.append(table.assign(layer=found.layer)[["layer", *table]])
+        patches.append(rows.assign(layer=found.layer)[["layer", *rows]])
+        labels.append(clusters)
+    index = np.concatenate([index for index, _ in indices])
+    used = np.unique(index[index >= 0])
+    place = np.full(len(embedded) + 1, -1)  # the last is for places without a patch
+    place[used] = np.arange(len(used))
+    tensors = {"unique": embedded[used], "index": torch.from_numpy(place[index]), "text": inputs.text.embeddings}
+    table = pd.concat(tables, ignore_index=True)
+    manifest = about | _account(layers, table, len(embedded), inputs, bars)
+    return Scores(table, np.concatenate(labels), manifest, pd.concat(patches, ignore_index=True)), tensors
+
+
+def _patches(inputs: Inputs, bars: Progress) -> list[LayerPatches]:
+    """Where the channels are most active, as boxes in the bank."""
+    network, bank, config = inputs.network, inputs.bank, inputs.config
+    size = network.preprocess.size
+    with bars.stage("patch size"):
+        spread = np.linspace(0, len(bank) - 1, PROBE_IMAGES, dtype=int)
+        probes = network.preprocess(bank.read(spread, inputs.device)).cpu()
+        fields = [measure_field(tap, size, config.patch, seed=config.seed, images=probes) for tap in inputs.taps]
+    with bars.stage("mining"):
+        tops = mine(inputs.taps, network, bank, inputs.images.names, inputs.channels, config, bars)
+    found = []
+    for tap, field, top in zip(inputs.taps, fields, tops, strict=True):
+        random_images, random_positions = random_patches(RANDOM_POOL, tap.positions, len(bank), config.seed)
+        box, random_box = (
+            network.preprocess.to_image(
+                boxes(field, positions, tap.grid, tap.prefix, size), np.full((*positions.shape, 2), bank.side)
+            )
+            for positions in (top.positions, random_positions)
+        )
+        found.append(LayerPatches(tap.layer, field, top, box, random_images, random_box))
+    return found
+
+
+def _embeddings(
+    layers: Sequence[LayerPatches], inputs: Inputs, bars: Progress
+) -> tuple[torch.Tensor, list[tuple[np.ndarray, np.ndarray]]]:
+    """Embeddings [U, d] of the distinct crops of all layers, and for each layer where its [C, K] and [R] patches find theirs."""
+    images = [
+        part
+        for own in layers
+        for part in (np.where(own.top.dead[:, None], -1, own.top.images).ravel(), own.random_images)
+    ]
+    places = [part for own in layers for part in (own.box.reshape(-1, 4), own.random_box)]
+    # one crop serves channels, random patches and layers, wherever they meet
+    crops, index = distinct_crops(np.concatenate(images), np.concatenate(places))
+    with bars.stage("embedding"):
+        embedded = embed(crops, inputs.bank, inputs.images.names, inputs.encoder, inputs.device, inputs.config, bars)
+    parts = iter(np.split(index, np.cumsum([len(part) for part in images])[:-1]))
+    return embedded, [(next(parts).reshape(own.top.images.shape), next(parts)) for own in layers]
+
+
+def _evaluated(
+    found: LayerPatches,
+    embedded: torch.Tensor,
+    index: np.ndarray,
+    random_index: np.ndarray,
+    inputs: Inputs,
+    bars: Progress,
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """The layer's score table and cluster labels [C, K], from its own patches alone."""
+    used, inverse = np.unique(index[index >= 0], return_inverse=True)
+    own = np.full(index.shape, -1, dtype=np.int64)
+    own[index >= 0] = inverse
+    labels, top = inputs.images.labels, found.top
+    return evaluate(
+        PatchEmbeddings(embedded[used], torch.from_numpy(own), torch.from_numpy(top.channels)),
+        None if labels is None else torch.from_numpy(labels[top.images]),
+        inputs.text,
+        Background(embedded[random_index], None if labels is None else torch.from_numpy(labels[found.random_images])),
+        inputs.config,
+        inputs.device,
+        bars,
+        dead=top.dead,
+        max_activation=top.highest,
+    )
+
+
+def _account(
+    layers: Sequence[LayerPatches], table: pd.DataFrame, crops: int, inputs: Inputs, bars: Progress
+) -> dict[str, Any]:
+    """What the manifest says about the run."""
+    images, bank, encoder = inputs.images, inputs.bank, inputs.encoder
+    said = [*inputs.network.warnings, *images.warnings, *encoder.warnings, *cautions(table, inputs.config.draws)]
+    return {
+        "channels": len(table),
+        "images": len(images),
+        "concepts": len(inputs.text.names),
+        "bank": {"side_px": bank.side, "folder": str(bank.folder) if images.lasting else "kept for this run only"},
+        "distinct_crops": crops,
+        "patch": {
+            own.layer: {"mode": str(own.field.mode), "size_px": list(own.field.size), "note": own.field.note}
+            for own in layers
+        },
+        "versions": versions(),
+        "device": device_info(inputs.device),
+        "encoder_precision": getattr(encoder, "precision", "not stated"),
+        "seconds": {name: round(seconds, 3) for name, seconds in bars.seconds.items()},
+        "images_per_second": round(len(images) / bars.seconds["mining"], 1),
+        "crops_per_second": round(crops / bars.seconds["embedding"], 1),
+        "warnings": list(dict.fromkeys(said)),
+    }
