@@ -31,8 +31,8 @@ from psi_fast_kernels.rotation_null import ROTATIONS, rotation_null, rotation_po
 
 FAMILIES = NULLS | POWER
 NULL_NAMES = (*ROTATIONS, "independent")
-# prototypes of `marginal` with two and four strata and other random numbers, which the file has from an earlier version
-EARLIER = ("marginal-2", "marginal-4")
+# a prototype of `marginal` with four strata and other random numbers, which the file has from an earlier version
+EARLIER = ("marginal-4",)
 PER_POOL = 10
 LEVELS = (0.01, 0.05, 0.10)
 RESULTS = Path(__file__).parent / "results" / "s_nulls.csv"
@@ -161,11 +161,15 @@ def table(cells: list[dict], families: dict, level: float) -> Iterator[str]:
         texts = []
         for null in nulls:
             values = [rates.get((family, null, size)) for size in sizes]
-            texts.append(
-                " ".join("-" if value is None else f"{value:.2f}"[1:] if value < 1 else "1" for value in values)
-            )
+            texts.append(" ".join("-" if value is None else _rate(value) for value in values))
         if any(text.strip("- ") for text in texts):
             yield f"| {family} | " + " | ".join(texts) + " |"
+
+
+def _rate(value: float) -> str:
+    """Two digits without the leading zero."""
+    text = f"{value:.2f}"
+    return "1" if text == "1.00" else text[1:]
 
 
 def main() -> None:

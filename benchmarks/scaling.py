@@ -16,10 +16,10 @@ RANGES = {
 }
 # what stays the same in a series; `score_embeddings` is all three nulls, the channels' own clustering and the null on the sphere
 START = {
-    "score_embeddings": {"draws": {"channels": 16}, "channels": {"draws": 100}, "samples": {}, "n_init": {}},
-    "rotation_null": {"draws": {"channels": 16}, "channels": {"draws": 100}, "samples": {}, "n_init": {}},
+    "score_embeddings": {"draws": {"channels": 4}, "channels": {"draws": 100}, "samples": {}, "n_init": {}},
+    "rotation_null": {"draws": {"channels": 4}, "channels": {"draws": 100}, "samples": {}, "n_init": {}},
     "permutation_null": {"draws": {"channels": 64}, "channels": {"draws": 1000}, "samples": {"draws": 1000}},
-    "text_null": {"draws": {"channels": 64}, "channels": {"draws": 1000}},
+    "text_null": {"draws": {"channels": 256}, "channels": {"draws": 1000}},
 }
 GROWTH = {"draws": 1, "channels": 1, "samples": 3, "n_init": 1}  # expected power of the time, at most
 SLOPE_FROM_MS = 100.0  # shorter runs hold fixed costs that say nothing about growth
