@@ -51,8 +51,8 @@ def test_pixels_are_the_centre_squares_resized(tmp_path, side):
         left, top = ((length - short) // 2 for length in image.size)
         square = image.crop((left, top, left + short, top + short))
         wanted = np.asarray(square.resize((side, side), Image.Resampling.BICUBIC), dtype=int)
-        inside = slice(3, -3)  # at the border the bank's pixels know what lies outside the square
-        assert np.abs(pixels[i].numpy() - wanted)[inside, inside].max() <= 1
+        # at the border the bank's pixels know what lies outside the square; a shift by half a pixel gives 10 and more
+        assert np.abs(pixels[i].numpy() - wanted).mean() < 2
 
 
 def test_images_of_the_banks_size_are_kept_as_they_are(tmp_path):

@@ -15,7 +15,7 @@ from image_helpers import message
 from safetensors import safe_open
 
 import psi_fast
-from psi_fast import api, store
+from psi_fast import pipeline, store
 from psi_fast.errors import StoreError
 
 TESTS = Path(__file__).parent
@@ -156,7 +156,7 @@ def test_the_same_run_again_is_read_and_not_computed(copied, finished, monkeypat
         raise AssertionError("computed again")
 
     before = snapshot(copied)
-    monkeypatch.setattr(api, "mine", refuse)
+    monkeypatch.setattr(pipeline, "mine", refuse)
     again = score(copied)
     pd.testing.assert_frame_equal(again.table, finished[1].table, check_exact=True)
     np.testing.assert_array_equal(again.labels, finished[1].labels)
@@ -241,7 +241,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work_and_leaves_not
         raise AssertionError("worked before looking whether the folder can be written")
 
     monkeypatch.setattr(store, "_write", refuse)
-    monkeypatch.setattr(api, "mine", worked)
+    monkeypatch.setattr(pipeline, "mine", worked)
     text = message(score, tmp_path / "new" / "run", error=StoreError)
     assert "Permission denied" in text
     assert list(tmp_path.iterdir()) == []
@@ -254,7 +254,7 @@ def test_a_failure_half_way_leaves_no_new_empty_folder(tmp_path, monkeypatch, de
         assert (tmp_path / depth).is_dir()
         raise error("half-way")
 
-    monkeypatch.setattr(api, "mine", fail)
+    monkeypatch.setattr(pipeline, "mine", fail)
     with pytest.raises(error, match="half-way"):
         score(tmp_path / depth)
     assert list(tmp_path.iterdir()) == []
@@ -268,7 +268,7 @@ def test_a_failure_half_way_keeps_a_folder_that_holds_something(tmp_path, monkey
     def fail(*_, **__):
         raise RuntimeError("half-way")
 
-    monkeypatch.setattr(api, "mine", fail)
+    monkeypatch.setattr(pipeline, "mine", fail)
     with pytest.raises(RuntimeError):
         score(kept / "run")
     assert snapshot(tmp_path).keys() == {"a", "a/mine.txt"}
