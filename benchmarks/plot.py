@@ -67,7 +67,8 @@ def _line(axes: Axes, rows: list[Row], op: str, varies: str, value: Callable[[Ro
     if own:
         x, y = [row.value for row in own], [value(row) for row in own]
         axes.plot(x, y, "o-", ms=3, color=OPS[op][1])
-        axes.annotate(text, (x[-1], y[-1]), (3, 2), textcoords="offset points", fontsize=7, color=OPS[op][1])
+        above = 4 if list(OPS).index(op) % 2 == 0 else -5  # neighbouring lines end close together
+        axes.annotate(text, (x[-1], y[-1]), (3, above), textcoords="offset points", fontsize=7, color=OPS[op][1])
 
 
 def peers(rows: list[Row]) -> Figure:
