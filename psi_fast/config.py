@@ -62,7 +62,7 @@ class PSIConfig:
 
     # Machine
     batch_size: int = 32
-    """Images or crops per step; changes speed and memory, never the result on a CPU."""
+    """Images or crops per step on a GPU; a CPU takes as many as stay in its cache. Changes speed and memory alone."""
     backend: Literal["auto", "triton", "numba", "torch", "cuml"] = "auto"
     """Implementation of the numerics; 'auto' takes the fastest that runs on the device."""
 

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from psi_fast.config import PSIConfig
 from psi_fast.encoders import Encoder
 from psi_fast.errors import InputError
-from psi_fast.forward import whole_slices
+from psi_fast.forward import step_of
 from psi_fast.image_bank import ImageBank
 from psi_fast.preprocess import Preprocess
 from psi_fast.progress import Progress
@@ -55,7 +55,7 @@ def embed(
         An embedding is not finite or zero.
     """
     encoder = encoder.to(device)
-    batch_size = whole_slices(config.batch_size)
+    batch_size = step_of(device, config.batch_size)
     images, boxes = crops[:, 0].astype(np.int64), whole_pixels(crops[:, 1:], bank.side)
     parts: list[torch.Tensor] = []
     with torch.inference_mode(), progress.bar("embedding", len(crops), "crop") as bar:

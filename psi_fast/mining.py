@@ -9,7 +9,7 @@ import torch
 from psi_fast.activation_tap import ActivationTap, JointTap
 from psi_fast.config import PSIConfig
 from psi_fast.errors import InputError
-from psi_fast.forward import whole_slices
+from psi_fast.forward import step_of
 from psi_fast.image_bank import ImageBank
 from psi_fast.networks import Network
 from psi_fast.progress import Progress
@@ -40,9 +40,9 @@ def mine(
     InputError
         The network returns a value that is not finite.
     """
-    batch_size = whole_slices(config.batch_size)
     rankings = [_Ranking(tap, ids, names, config) for tap, ids in zip(taps, channels, strict=True)]
     joint = JointTap(taps)
+    batch_size = step_of(joint.device, config.batch_size)
     with joint, torch.inference_mode(), progress.bar("mining", len(bank), "img") as bar:
         for first in range(0, len(bank), batch_size):
             pixels = bank.read(slice(first, first + batch_size), joint.device)

@@ -50,8 +50,8 @@ class Preprocess:
         Returns
         -------
         torch.Tensor
-            [B, 3, size, size] float32 on the same device, each image independent of the others. Resized values are
-            rounded to whole numbers within 0..255, as image libraries do.
+            [B, 3, size, size] float32 on the same device, with the channels last in memory, each image independent of the
+            others. Resized values are rounded to whole numbers within 0..255, as image libraries do.
         """
         height, width = pixels.shape[1:3]
         scaled, corner = self._geometry(np.array((width, height)))
@@ -59,8 +59,11 @@ class Preprocess:
         image = pixels.permute(0, 3, 1, 2)
         if (rows, columns) != (height, width):
             image = _resized(image, (rows, columns), self.interpolation)
-        mean, std = (torch.tensor(part, device=pixels.device)[:, None, None] for part in (self.mean, self.std))
-        return image[:, :, y : y + self.size, x : x + self.size].float().div_(255).sub_(mean).div_(std)
+        cut = image[:, :, y : y + self.size, x : x + self.size].permute(0, 2, 3, 1)
+        # rows of size * 3 numbers: in one long loop, where three channels would be as many short ones
+        mean, std = (torch.tensor(part, device=pixels.device).repeat(self.size) for part in (self.mean, self.std))
+        rows = cut.reshape(len(cut), self.size, 3 * self.size).float()
+        return torch.addcmul(-mean / std, rows, 1 / (255 * std)).view(cut.shape).permute(0, 3, 1, 2)
 
     def to_image(self, boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Boxes of the network input as boxes of the images it was made from.

@@ -87,18 +87,20 @@ def test_rows_are_the_embeddings_of_their_crops():
         torch.testing.assert_close(row, wanted / wanted.norm(), atol=1e-6, rtol=0)
 
 
+@pytest.mark.usefixtures("batched")
 @pytest.mark.parametrize(
     "make", [tiny.TinyEncoder, lambda: ClassifierEncoder(tiny.classifier())], ids=["tiny", "classifier"]
 )
 def test_the_batch_size_changes_no_bit(make):
     crops = some_crops()
     wanted = encode(crops, make(), batch_size=1)
-    for batch_size in (3, 8, 32, 100):
+    for batch_size in (16, 32, 100):
         assert torch.equal(encode(crops, make(), batch_size=batch_size), wanted)
 
 
+@pytest.mark.usefixtures("batched")
 @pytest.mark.parametrize("spoil", [0.0, np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("batch_size", [1, 4, 32])
+@pytest.mark.parametrize("batch_size", [8, 32])
 def test_an_embedding_that_is_zero_or_not_finite_names_the_image(spoil, batch_size):
     encoder, images = tiny.TinyEncoder(spoil=spoil), tiny.image_set(10, red=(7,))
     text = message(encode, some_crops(), encoder, images, batch_size=batch_size)

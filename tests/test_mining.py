@@ -65,6 +65,7 @@ def ranked(maps, top_k, per_image):
     return [np.stack(part) for part in zip(*result, strict=True)]
 
 
+@pytest.mark.usefixtures("batched")
 @pytest.mark.parametrize("per_image", [1, 3])
 @pytest.mark.parametrize("case", CASES)
 def test_mining_equals_the_brute_force_ranking_whatever_the_batch_size(case, per_image):
@@ -77,7 +78,7 @@ def test_mining_equals_the_brute_force_ranking_whatever_the_batch_size(case, per
         per_image_maxima = maps.max(2)
         assert any(len(np.unique(column)) < len(column) for column in per_image_maxima.T), "the case holds no tie"
     expected = ranked(maps, 12, min(per_image, maps.shape[2]))
-    for batch_size in (1, 3, 8, 32):
+    for batch_size in (8, 16, 32):
         top = run(network, layer, images, replace(tiny.CONFIG, per_image=per_image, batch_size=batch_size))
         for name, wanted in zip(ORDERED, expected, strict=True):
             np.testing.assert_array_equal(getattr(top, name), wanted, err_msg=f"{name} at batch size {batch_size}")
@@ -161,8 +162,9 @@ def test_one_position_of_one_image_brings_a_channel_to_life(red, value):
     assert not marked.dead.any()
 
 
+@pytest.mark.usefixtures("batched")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("batch_size", [8, 24])
 @pytest.mark.parametrize("per_image", [1, 3])
 def test_activations_that_are_not_finite_name_stage_channel_and_image(value, batch_size, per_image):
     text = message(
@@ -183,13 +185,14 @@ def test_a_channel_that_is_not_asked_for_may_be_nan():
     assert np.isfinite(top.values).all()
 
 
+@pytest.mark.usefixtures("batched")
 @pytest.mark.parametrize("band", [(0.0, 0.5), (0.25, 0.75), (0.5, 1.0), (0.0, 1.0), (0.1, 0.9)])
 @pytest.mark.parametrize("layer", ["2", "4"])
 def test_band_draws_distinct_images_from_its_quantile_range(band, layer):
     network, images = tiny.conv_network(nn.AvgPool2d(4), nn.Tanh()), tiny.image_set(40)
     config = replace(tiny.CONFIG, band=band)
     maxima = activations(network, layer, images).max(2).T
-    for batch_size in (3, 32):
+    for batch_size in (8, 32):
         top = run(network, layer, images, replace(config, batch_size=batch_size))
         assert top.valid.all()
         for channel, (drawn, values) in enumerate(zip(top.images, top.values, strict=True)):

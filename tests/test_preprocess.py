@@ -55,7 +55,9 @@ def test_an_image_does_not_depend_on_its_batch(height, width):
 
 def test_pixels_of_the_right_size_are_only_normalised():
     pixels = noise(32, 32)
-    assert torch.equal(Preprocess(32, 32, (0.0,) * 3, (1.0,) * 3)(pixels)[0], pixels[0].permute(2, 0, 1) / 255)
+    found = Preprocess(32, 32, (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))(pixels)[0]
+    mean, std = torch.tensor([[0.5, 0.4, 0.3], [0.1, 0.2, 0.3]])[:, :, None, None]
+    torch.testing.assert_close(found, (pixels[0].permute(2, 0, 1) / 255 - mean) / std, atol=1e-5, rtol=0)
 
 
 def test_boxes_return_to_the_image():

@@ -169,7 +169,8 @@ def test_a_loaded_run_equals_the_returned_scores(run):
         assert again.significant() == scores.significant()
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 32])
+@pytest.mark.usefixtures("batched")
+@pytest.mark.parametrize("batch_size", [16, 32])
 def test_the_batch_size_changes_no_bit(run, batch_size):
     again = score(config=replace(EFFECTIVE, batch_size=batch_size))
     assert_same_bits(again.table, run[0].table)
