@@ -1,5 +1,6 @@
 PYTHON ?= python3.11
 VENV := .venv
+SECONDS ?= 60
 BIN := $(VENV)/bin
 
 .PHONY: demo test bench lint clean
@@ -10,10 +11,10 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest
 
-# What this machine can measure; the README's table and the figures are made from the rows.
+# What this machine can measure; the README's table and the figures are made from the rows. SECONDS bounds each series.
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-max-time=0.3 --benchmark-min-rounds=3 --benchmark-columns=median,iqr,rounds
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py --seconds $(SECONDS)
 	$(BIN)/python benchmarks/table.py --write
 	$(BIN)/python benchmarks/plot.py
 

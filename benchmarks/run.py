@@ -303,7 +303,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help=f"file of the rows (default: by the device's name in {RESULTS.name}/)")
     parser.add_argument("--threads", type=int, help="of torch and numba (default: all cores)")
-    parser.add_argument("--seconds", type=float, default=60, help="of one series; longer points are left out")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="of one series at most; points beyond are left out, and named"
+    )
     parser.add_argument(
         "--baseline", default=FIRST_VERSION, metavar="COMMIT", help="measured beside this code, on a CPU"
     )

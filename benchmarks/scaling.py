@@ -18,8 +18,8 @@ RANGES = {
 START = {
     "score_embeddings": {"draws": {"channels": 4}, "channels": {"draws": 100}, "samples": {}, "n_init": {}},
     "rotation_null": {"draws": {"channels": 4}, "channels": {"draws": 100}, "samples": {}, "n_init": {}},
-    "permutation_null": {"draws": {"channels": 64}, "channels": {"draws": 1000}, "samples": {"draws": 1000}},
-    "text_null": {"draws": {"channels": 256}, "channels": {"draws": 1000}},
+    "permutation_null": {"draws": {"channels": 1024}, "channels": {"draws": 1000}, "samples": {"draws": 1000}},
+    "text_null": {"draws": {"channels": 2048}, "channels": {"draws": 1000}},
 }
 GROWTH = {"draws": 1, "channels": 1, "samples": 3, "n_init": 1}  # expected power of the time, at most
 SLOPE_FROM_MS = 100.0  # shorter runs hold fixed costs that say nothing about growth
@@ -72,11 +72,16 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
 
 def time_slope(rows: Sequence[Row], op: str, varies: str) -> float:
     """Slope of log time over log size in a series, from the runs that take at least SLOPE_FROM_MS."""
-    points = [(row.value, row.time_ms_p50) for row in rows if (row.op, row.varies, row.peer) == (op, varies, "")]
-    return slope([point for point in points if point[1] >= SLOPE_FROM_MS])
+    return slope([(row.value, row.time_ms_p50) for row in long_runs(rows, op, varies)])
+
+
+def long_runs(rows: Sequence[Row], op: str, varies: str) -> list[Row]:
+    """The runs of a series that take at least SLOPE_FROM_MS."""
+    series = [row for row in rows if (row.op, row.varies, row.peer) == (op, varies, "")]
+    return [row for row in series if row.time_ms_p50 >= SLOPE_FROM_MS]
 
 
 def memory_growth(rows: Sequence[Row], op: str, varies: str) -> tuple[float, float]:
-    """Peak memory in MiB at the smallest and at the largest size of a series."""
-    points = sorted((row.value, row.peak_mem_mib) for row in rows if (row.op, row.varies, row.peer) == (op, varies, ""))
-    return (points[0][1], points[-1][1]) if points else (math.nan, math.nan)
+    """Smallest and largest peak memory in MiB in a series, over the same runs as `time_slope`."""
+    peaks = [row.peak_mem_mib for row in long_runs(rows, op, varies)]
+    return (min(peaks), max(peaks)) if peaks else (math.nan, math.nan)

@@ -11,7 +11,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from harness import ROOT, Row, latest, read, result_files, say
-from scaling import memory_growth, time_slope
+from scaling import SLOPE_FROM_MS, long_runs, memory_growth, time_slope
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- table.py: begin -->", "<!-- table.py: end -->"
@@ -50,10 +50,11 @@ def _line(row: Row, rows: list[Row]) -> str:
         NAMES[row.op],
         row.peer or f"psi_fast, {row.backend}",
         f"{size}, n_init={row.n_init}" + f", {row.rotation}" * bool(row.rotation),
-        f"{_number(row.time_ms_p50)} ({_number(row.time_ms_p20)}, {_number(row.time_ms_p80)})",
+        _number(row.time_ms_p50)
+        + (f" ({_number(row.time_ms_p20)}, {_number(row.time_ms_p80)})" if row.repeats > 1 else " (once)"),
         f"{_number(row.draws_per_s)}",
         f"{_number(speed_up(row, rows))} x" if row.peer else "",
-        _number(row.peak_mem_mib),
+        _mib(row.peak_mem_mib),
         "" if row.peer else f"{row.percent_of_floor:.2g}",
         _number(row.silhouette, 3),
         _number(row.inertia_ratio, 3),
@@ -69,15 +70,19 @@ def speed_up(row: Row, rows: list[Row]) -> float:
 
 
 def growth(rows: list[Row]) -> Iterator[str]:
-    """How time grows along each series, and memory with the draws."""
+    """How time and memory grow along each series, from the runs that are long enough to tell."""
     for op, varies in dict.fromkeys((row.op, row.varies) for row in rows if row.varies in ("draws", "channels")):
-        slope, (low, high) = time_slope(rows, op, varies), memory_growth(rows, op, varies)
-        sizes = [row.value for row in rows if (row.op, row.varies) == (op, varies)]
-        if not math.isnan(slope):
+        sizes = [row.value for row in long_runs(rows, op, varies)]
+        if len(sizes) > 1:
+            low, high = memory_growth(rows, op, varies)
             yield (
-                f"{NAMES[op]}: {min(sizes):,} to {max(sizes):,} {varies}, time grows with power {slope:.2f}, "
-                f"peak memory from {_number(low)} to {_number(high)} MiB"
+                f"{NAMES[op]}: from {min(sizes):,} to {max(sizes):,} {varies} (runs of {SLOPE_FROM_MS:.0f} ms and more) time "
+                f"grows with power {time_slope(rows, op, varies):.2f}, peak memory lies within {_mib(low)} to {_mib(high)} MiB"
             )
+
+
+def _mib(value: float) -> str:
+    return "" if math.isnan(value) else "<1" if value < 1 else _number(value)
 
 
 def _number(value: float, digits: int = 0) -> str:

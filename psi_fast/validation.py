@@ -10,6 +10,8 @@ from torch import Tensor
 from psi_fast.errors import InputError
 from psi_fast.results import Bank, PatchEmbeddings
 
+ROWS_AT_ONCE = 4096
+
 
 def read_embeddings(embeddings: Any, valid: Any) -> PatchEmbeddings:
     """Unit rows of embeddings [C, K, d], equal rows once, with index -1 where `valid` [C, K] is False."""
@@ -73,14 +75,16 @@ def _on_cpu(value: Any) -> Any:
 
 
 def _unit_rows(name: str, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
-    rows = rows.astype(np.float64)  # float32 overflows in the norm of rows that are long but fine
-    norm = np.linalg.norm(rows, axis=1)
-    for problem, bad in (("nan or inf", ~np.isfinite(norm)), ("zero", norm == 0)):
-        if bad.any():
-            raise InputError(
-                f"{name}{places[np.argmax(bad)].tolist()} is {problem}; leave it out with `valid`, or mend it"
-            )
-    return (rows / norm[:, None]).astype(np.float32)
+    result = np.empty(rows.shape, dtype=np.float32)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = rows[start : start + ROWS_AT_ONCE].astype(np.float64)  # float32 overflows in the norm of long rows
+        norm = np.linalg.norm(part, axis=1)
+        for problem, bad in (("nan or inf", ~np.isfinite(norm)), ("zero", norm == 0)):
+            if bad.any():
+                place = places[start + int(np.argmax(bad))].tolist()
+                raise InputError(f"{name}{place} is {problem}; leave it out with `valid`, or mend it")
+        result[start : start + ROWS_AT_ONCE] = part / norm[:, None]
+    return result
 
 
 def _distinct_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -285,8 +285,11 @@ def test_the_table_tells_ratios_and_growth(tmp_path):
     assert "| another | C=64, B=100, n_init=4, marginal |" in text
     assert "| 100 x |" in text
     assert "(docs/scaling-rows.svg)" in text
-    assert "100 to 10,000 draws, time grows with power 1.00, peak memory from 30 to 30 MiB" in text
-    assert "64 to 256 channels, time grows with power 1.00" in text
+    assert (
+        "from 100 to 10,000 draws (runs of 100 ms and more) time grows with power 1.00, peak memory lies within 30 to 30 MiB"
+        in text
+    )
+    assert "from 64 to 256 channels (runs of 100 ms and more) time grows with power 1.00" in text
 
 
 def test_a_peer_is_compared_with_the_same_settings_only():
