@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; any PsiFastError ends in one line on stderr and exit code 2."""
     keep_freed_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        print(f"psi-fast {metadata.version('psi-fast')}")  # noqa: T201
+        return
     try:
         arguments, base = _base_settings(arguments)
         tyro.extras.subcommand_cli_from_dict(

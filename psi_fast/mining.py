@@ -14,6 +14,7 @@ from psi_fast.image_bank import ImageBank
 from psi_fast.networks import Network
 from psi_fast.progress import Progress
 from psi_fast.results import TopPatches
+from psi_fast_kernels._backend import offered
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels.philox import uint32
 from psi_fast_kernels.topk_merge import Extremes, TopK, empty_top_k, topk_merge
@@ -69,7 +70,13 @@ class _Ranking:
         """Rank the activations [B, all channels, P] of the images from `first` on."""
         if self._asked is not None:
             activations = activations[:, self._asked]
-        self._top, extremes = topk_merge(self._top, activations, first, per_image=self._per_image)
+        self._top, extremes = topk_merge(
+            self._top,
+            activations,
+            first,
+            per_image=self._per_image,
+            backend=offered("topk_merge", self._config.backend),
+        )
         _check_finite(extremes, self._names, first, self._channels)
         if self._config.band:  # all maxima are ranked at the end
             self._held.append(extremes)

@@ -65,6 +65,12 @@ def cautions(table: pd.DataFrame, draws: int) -> list[str]:
         found.append(
             f"{draws} draws give p >= {1 / (draws + 1):.3f}, so no channel can be significant; use at least 20"
         )
+    parts = table["components"].iloc[0] if len(table) else "SQD"
+    if parts != "SQD":
+        found.append(
+            f"PSI is made of {' and '.join(parts)} alone, as there are no {'labels' if 'Q' not in parts else 'concepts'}; it "
+            "cannot be compared with that of runs that have all three"
+        )
     for name in COMPONENTS:
         count = sum(f"degenerate:{name}" in own for own in table["flags"])
         if count:
