@@ -53,6 +53,10 @@ def mine(
     return [ranking.result() for ranking in rankings]
 
 
+UPPER_5_PERCENT = 1.6449  # of a normal distribution
+SAME = 1e-7  # relative deviation below which maxima are equal but for rounding
+
+
 class _Ranking:
     """The largest activations of one layer's channels so far."""
 
@@ -63,6 +67,10 @@ class _Ranking:
         self._held: list[Extremes] = []
         self._low = torch.full((len(channels),), torch.inf, device=tap.device)
         self._high = -self._low
+        self._count = 0
+        self._sums = torch.zeros(
+            2, len(channels), dtype=torch.float64, device=tap.device
+        )  # of maxima, of their squares
         everything = np.array_equal(channels, np.arange(tap.channels))
         self._asked = None if everything else torch.as_tensor(channels, device=tap.device)
 
@@ -82,12 +90,29 @@ class _Ranking:
             self._held.append(extremes)
         self._low = torch.minimum(self._low, extremes.minima.amin(0))
         self._high = torch.maximum(self._high, extremes.maxima.amax(0))
+        maxima = extremes.maxima.double()
+        self._sums += torch.stack((maxima.sum(0), maxima.square().sum(0)))
+        self._count += len(maxima)
 
     def result(self) -> TopPatches:
         top = _draw_band(self._held, self._channels, self._config) if self._config.band else self._top
         values, found, positions = (part.cpu().numpy() for part in top)
         high, dead = self._high.cpu().numpy(), (self._low == self._high).cpu().numpy()
-        return TopPatches(self._channels, values, found, positions, highest=high, dead=dead)
+        selectivity, unselective = self._selectivity(values, found >= 0)
+        return TopPatches(self._channels, values, found, positions, high, dead, selectivity, unselective)
+
+    def _selectivity(self, values: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`TopPatches.selectivity` and `unselective` of the activations [C, K] at the places `held`."""
+        mean, square = (self._sums / self._count).cpu().numpy()
+        spread = np.sqrt(np.maximum(square - mean**2, 0))
+        spread[spread <= SAME * np.sqrt(square)] = 0
+        kept = held.sum(1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            selectivity = (np.where(held, values.astype(np.float64), 0).sum(1) / kept - mean) / spread
+            # the mean of `kept` of the images without replacement
+            random = UPPER_5_PERCENT * np.sqrt((self._count - kept) / (kept * (self._count - 1)))
+        selectivity[spread == 0] = np.nan
+        return selectivity, selectivity <= random
 
 
 def _check_finite(extremes: Extremes, names: Sequence[str], first: int, channels: np.ndarray) -> None:

@@ -10,7 +10,6 @@ from psi_fast_kernels.rotation_null import (
     ROTATIONS,
     pool,
     reference,
-    sphere,
     rotation_null,
     rotation_pool,
     sphere,
