@@ -45,7 +45,7 @@ def evaluate(
     selectivity: np.ndarray,
     unselective: np.ndarray,
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """The score table and the cluster labels [C, K] of the patches of classes `labels` [C, K] int64; the rest as in `tabulate`."""
+    """The score table and the cluster labels [C, K] of patches of classes `labels` [C, K] int64; the rest as in `tabulate`."""
     patches, bank, background = _centred(patches, bank, background) if config.center else (patches, bank, background)
     if background is not None:
         patches, labels = _with_random_channels(patches, labels, background, config)
