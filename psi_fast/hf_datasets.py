@@ -73,7 +73,10 @@ def open_dataset(source: Any) -> ImageSet:
 
 def _package() -> ModuleType:
     if importlib.util.find_spec("datasets") is None:
-        raise InputError('Hugging Face datasets need the package datasets: pip install "psi-fast[datasets]"')
+        raise InputError(
+            'Hugging Face datasets need the package datasets (pip install "psi-fast[datasets]"); '
+            "images may also be a folder or a zip"
+        )
     return importlib.import_module("datasets")
 
 
@@ -88,13 +91,12 @@ def _loaded(package: ModuleType, source: str) -> Any:
             return package.load_from_disk(source)
         return package.load_dataset(name, split=split or None)
     except (OSError, ValueError, RuntimeError) as error:  # of the hub's client, of arrow, of the package
-        what = "read" if path.exists() else "fetched"
-        more = (
-            ""
-            if path.exists()
-            else "; where there is no network, give its parquet files or a folder made by save_to_disk"
-        )
-        raise InputError(f"dataset {source!r} cannot be {what} ({one_line(error)}){more}") from error
+        if path.exists():
+            raise InputError(f"dataset {source!r} cannot be read ({one_line(error)})") from error
+        raise InputError(
+            f"there is no file or folder {source!r}, and as a dataset of the hub it cannot be fetched ({one_line(error)}); "
+            "where there is no network, give its parquet files or a folder made by save_to_disk"
+        ) from error
 
 
 def _split(data: Any, source: str) -> Any:
