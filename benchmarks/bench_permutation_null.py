@@ -16,6 +16,6 @@ def test_permutation_null(benchmark, backend, samples):
     benchmark(runner(Case(op="permutation_null", channels=64, draws=100, samples=samples, backend=backend), DEVICE))
 
 
-def test_permutation_moments(benchmark):
-    case = Case(op="permutation_null", channels=64)
+def test_permutation_moments_of_a_layer(benchmark):
+    case = Case(op="permutation_null", channels=2048)
     benchmark(permutation_moments, labels(case, case.k_max, DEVICE), labels(case, CLASSES, DEVICE))

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; any PsiFastError ends in one line on stderr and exit code 2."""
     keep_freed_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        print(f"psi-fast {metadata.version('psi-fast')}")  # noqa: T201
+        return
     try:
         arguments, base = _base_settings(arguments)
         tyro.extras.subcommand_cli_from_dict(
@@ -80,7 +84,8 @@ def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
                 or package.module:function.
             layer: Module whose channels are scored; `psi-fast layers` lists them. Give it again for more layers, which
                 are then read in one pass.
-            images: Tiny-ImageNet as a folder or zip, an ImageFolder, or a folder of images.
+            images: Tiny-ImageNet as a folder or zip, an ImageFolder, a folder of images, or a Hugging Face dataset
+                (owner/name[@split], a .parquet or .arrow file, a saved folder).
             encoder: open_clip:ARCH/TAG, open_clip:ARCH/CHECKPOINT or classifier:NETWORK.
             out: Run folder to write; one that holds this very run is shown instead.
             vocabulary: imagenet, open-1602 or a text file with one concept a line; default: the encoder's own.

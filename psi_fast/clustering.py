@@ -47,7 +47,11 @@ def cluster_patches(patches: PatchEmbeddings, config: PSIConfig, progress: Progr
                 prototypes[rows] = normalize(products(members.mT, x), dim=-1)
                 bar.update(len(rows))
 
-            per_chunk = draws_per_chunk(samples + patches.unique.shape[1], config.n_init * config.k_max)
+            per_chunk = draws_per_chunk(
+                samples + patches.unique.shape[1],
+                config.n_init * config.k_max,
+                itemsize=patches.unique.element_size(),
+            )
             in_chunks(work, len(group.rows), per_chunk, "channels")
     return Clusters(labels, k, silhouette, prototypes)
 

@@ -42,8 +42,10 @@ def evaluate(
     *,
     dead: np.ndarray,
     max_activation: np.ndarray,
+    selectivity: np.ndarray,
+    unselective: np.ndarray,
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """The score table and the cluster labels [C, K] of the patches; labels [C, K] int64, dead [C] bool, max_activation [C]."""
+    """The score table and the cluster labels [C, K] of patches of classes `labels` [C, K] int64; the rest as in `tabulate`."""
     patches, bank, background = _centred(patches, bank, background) if config.center else (patches, bank, background)
     if background is not None:
         patches, labels = _with_random_channels(patches, labels, background, config)
@@ -55,7 +57,17 @@ def evaluate(
         components = measure(patches, clusters, labels, bank, config)
     with progress.stage("nulls"):
         nulls = draw_nulls(patches, clusters, components, labels, bank, config, progress)
-    table = tabulate(patches, clusters, components, nulls, bank, dead=dead, max_activation=max_activation)
+    table = tabulate(
+        patches,
+        clusters,
+        components,
+        nulls,
+        bank,
+        dead=dead,
+        max_activation=max_activation,
+        selectivity=selectivity,
+        unselective=unselective,
+    )
     return table, clusters.labels[: patches.real].cpu().numpy()
 
 

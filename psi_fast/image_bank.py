@@ -189,6 +189,9 @@ def _decode(images: ImageSet, side: int, folder: Path, progress: Progress) -> No
     """Writes the files of pixels and of the originals' sizes into `folder`."""
     _require_room(folder, len(images) * side * side * 3)
     pixels = open_memmap(folder / PIXELS, mode="w+", dtype=np.uint8, shape=(len(images), side, side, 3))
+    if hasattr(os, "posix_fallocate"):  # a mapped file that finds the disk full ends the process
+        with (folder / PIXELS).open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
     sizes = np.empty((len(images), 2), dtype=np.int64)
 
     def work(index: int) -> None:

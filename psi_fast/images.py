@@ -135,7 +135,9 @@ def open_images(
         A folder or a zip (never extracted) with Tiny-ImageNet's official tree (train first, then val; the tree may lie
         one folder down), with one sub-folder a class (order as torchvision's ImageFolder), or with images only
         (no labels). In a zip, a single folder around everything is looked through. Names that start with a dot are
-        ignored. Or any object with a length whose items are (image, int label) or an image alone: PIL, uint8 array
+        ignored. Or a Hugging Face dataset: a hub id ("owner/name" or "owner/name@split"), a .parquet or .arrow file, a
+        folder made by save_to_disk, or the object. Or any object with a length whose items are (image, int label) or an
+        image alone: PIL, uint8 array
         [H, W] or [H, W, 3], uint8 tensor [3, H, W], or float tensor [3, H, W] within 0..1. Its items are read under a
         lock, because its code may not be made for threads.
     max_images : int, optional
@@ -158,7 +160,11 @@ def open_images(
     for name, value, low in (("max_images", max_images, 1), ("seed", seed, 0)):
         if (value is not None or name == "seed") and (type(value) is not int or value < low):
             raise ConfigError(f"{name} must be a whole number of at least {low}, got {value!r}")
-    if isinstance(source, (str, os.PathLike)):
+    from psi_fast import hf_datasets  # which makes ImageSets
+
+    if hf_datasets.is_dataset(source) or (isinstance(source, str) and hf_datasets.names_dataset(source)):
+        images = hf_datasets.open_dataset(source)
+    elif isinstance(source, (str, os.PathLike)):
         images = _from_tree(open_tree(Path(source)))
     elif isinstance(source, ImageSet):
         images = source

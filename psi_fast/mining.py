@@ -14,6 +14,7 @@ from psi_fast.image_bank import ImageBank
 from psi_fast.networks import Network
 from psi_fast.progress import Progress
 from psi_fast.results import TopPatches
+from psi_fast_kernels._backend import offered
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels.philox import uint32
 from psi_fast_kernels.topk_merge import Extremes, TopK, empty_top_k, topk_merge
@@ -52,6 +53,10 @@ def mine(
     return [ranking.result() for ranking in rankings]
 
 
+UPPER_5_PERCENT = 1.6449  # of a normal distribution
+SAME = 1e-7  # relative deviation below which maxima are equal but for rounding
+
+
 class _Ranking:
     """The largest activations of one layer's channels so far."""
 
@@ -62,6 +67,10 @@ class _Ranking:
         self._held: list[Extremes] = []
         self._low = torch.full((len(channels),), torch.inf, device=tap.device)
         self._high = -self._low
+        self._count = 0
+        self._sums = torch.zeros(
+            2, len(channels), dtype=torch.float64, device=tap.device
+        )  # of maxima, of their squares
         everything = np.array_equal(channels, np.arange(tap.channels))
         self._asked = None if everything else torch.as_tensor(channels, device=tap.device)
 
@@ -69,18 +78,41 @@ class _Ranking:
         """Rank the activations [B, all channels, P] of the images from `first` on."""
         if self._asked is not None:
             activations = activations[:, self._asked]
-        self._top, extremes = topk_merge(self._top, activations, first, per_image=self._per_image)
+        self._top, extremes = topk_merge(
+            self._top,
+            activations,
+            first,
+            per_image=self._per_image,
+            backend=offered("topk_merge", self._config.backend),
+        )
         _check_finite(extremes, self._names, first, self._channels)
         if self._config.band:  # all maxima are ranked at the end
             self._held.append(extremes)
         self._low = torch.minimum(self._low, extremes.minima.amin(0))
         self._high = torch.maximum(self._high, extremes.maxima.amax(0))
+        maxima = extremes.maxima.double()
+        self._sums += torch.stack((maxima.sum(0), maxima.square().sum(0)))
+        self._count += len(maxima)
 
     def result(self) -> TopPatches:
         top = _draw_band(self._held, self._channels, self._config) if self._config.band else self._top
         values, found, positions = (part.cpu().numpy() for part in top)
         high, dead = self._high.cpu().numpy(), (self._low == self._high).cpu().numpy()
-        return TopPatches(self._channels, values, found, positions, highest=high, dead=dead)
+        selectivity, unselective = self._selectivity(values, found >= 0)
+        return TopPatches(self._channels, values, found, positions, high, dead, selectivity, unselective)
+
+    def _selectivity(self, values: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`TopPatches.selectivity` and `unselective` of the activations [C, K] at the places `held`."""
+        mean, square = (self._sums / self._count).cpu().numpy()
+        spread = np.sqrt(np.maximum(square - mean**2, 0))
+        spread[spread <= SAME * np.sqrt(square)] = 0
+        kept = held.sum(1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            selectivity = (np.where(held, values.astype(np.float64), 0).sum(1) / kept - mean) / spread
+            # the mean of `kept` of the images without replacement
+            random = UPPER_5_PERCENT * np.sqrt((self._count - kept) / (kept * (self._count - 1)))
+        selectivity[spread == 0] = np.nan
+        return selectivity, selectivity <= random
 
 
 def _check_finite(extremes: Extremes, names: Sequence[str], first: int, channels: np.ndarray) -> None:

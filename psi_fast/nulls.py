@@ -11,6 +11,8 @@ from psi_fast.config import PSIConfig
 from psi_fast.moments import RunningMoments
 from psi_fast.progress import Progress
 from psi_fast.results import Bank, Clusters, Components, Group, NullMoments, PatchEmbeddings
+from psi_fast_kernels._backend import offered
+from psi_fast_kernels._chunks import in_chunks
 from psi_fast_kernels._tiling import rows_per_chunk
 from psi_fast_kernels.permutation_null import dense_labels, permutation_moments, permutation_null
 from psi_fast_kernels.rotation_null import Tangent, rotation_null, rotation_pool, sphere_null, tangent_space
@@ -80,11 +82,15 @@ def _rotation_moments(patches: PatchEmbeddings, observed: Tensor, config: PSICon
 
 def _tangent_space(patches: PatchEmbeddings, group: Group, rotation: str) -> Tangent:
     samples, width = group.columns.shape[1], patches.unique.shape[1]
-    per_chunk = rows_per_chunk(4 * samples * (width + 4 * samples), budget_bytes=64 * 2**20)
-    parts = []
-    for rows, columns in zip(group.rows.split(per_chunk), group.columns.split(per_chunk), strict=True):
+    parts: list[Tangent] = []
+
+    def work(part: slice) -> None:
+        rows, columns = group.rows[part], group.columns[part]
         gram = unit_gram(patches.unique[patches.index[rows[:, None], columns]])
         parts.append(tangent_space(gram, width, rotation=rotation))
+
+    per_chunk = rows_per_chunk(4 * samples * (width + 4 * samples), budget_bytes=64 * 2**20)
+    in_chunks(work, len(group.rows), per_chunk, "channels")
     return Tangent(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
@@ -133,7 +139,7 @@ def _permutation_moments(
                         draws=block,
                         seed=config.seed,
                         channel=patches.channel[group.rows[part]],
-                        backend=_text_and_label_backend(config),
+                        backend=offered("permutation_null", config.backend),
                     )
                     running.add(part, drawn)
                     bar.update(drawn.numel())
@@ -162,7 +168,7 @@ def _text_moments(
     shared: dict[str, Any] = {
         "kind": config.distinctness,
         "seed": config.seed,
-        "backend": _text_and_label_backend(config),
+        "backend": offered("text_null", config.backend),
     }
     running = RunningMoments(observed[rows])
     for block in _blocks(config.draws, CHEAP_BLOCK):
@@ -193,11 +199,6 @@ def _parts(group: Group) -> Iterator[slice]:
     step = CHANNELS.get(group.rows.device.type, channels)
     for start in range(0, channels, step):
         yield slice(start, min(start + step, channels))
-
-
-def _text_and_label_backend(config: PSIConfig) -> str:
-    """cuML has clustering only; what it does not have runs on the best backend there is."""
-    return "auto" if config.backend == "cuml" else config.backend
 
 
 def _empty(observed: Tensor) -> NullMoments:

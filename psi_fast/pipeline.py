@@ -146,6 +146,8 @@ def _evaluated(
         bars,
         dead=top.dead,
         max_activation=top.highest,
+        selectivity=top.selectivity,
+        unselective=top.unselective,
     )
 
 

@@ -15,6 +15,7 @@ from psi_fast.activation_tap import LayerInfo
 from psi_fast.environment import device_info, versions
 from psi_fast.scores import Scores
 
+REMARKABLE = 95  # random-patch channels are clustered too: a channel is remarkable above most of them, in percent
 NARROWEST = 120  # columns a table takes where the output is no terminal
 
 
@@ -48,8 +49,10 @@ def show_scores(scores: Scores, folder: Path, count: int = 15) -> None:
     console.print(table)
     flags = scores.flag_counts()
     degenerate = sum(any(flag.startswith("degenerate:") for flag in own) for own in scores.table["flags"])
+    above = int((scores.table["random_percentile"] > REMARKABLE).sum())
     console.print(
-        f"{len(scores.table)} channels: {scores.significant()} significant (q < .05), {flags.get('dead', 0)} dead, "
+        f"{len(scores.table)} channel{'s' * (len(scores.table) != 1)}: {scores.significant()} significant (q < .05), "
+        f"{above} above {REMARKABLE} % of random ones, {flags.get('dead', 0)} dead, "
         f"{flags.get('few_patches', 0)} with too few patches, {degenerate} degenerate; "
         f"median PSI {_number(scores.table['psi'].median(), 3)}"
     )

@@ -21,9 +21,10 @@ class Scores:
     ----------
     table : pandas.DataFrame
         A row a channel: layer (where a network was read), channel, psi in [0, 1], log_psi, p and q in (0, 1], k,
-        cluster_sizes, concepts, max_activation, random_percentile in [0, 100], flags, components, for each X of S, Q, D:
-        X, X_null_mean, X_null_sd, X_z, X_hat, X_p; and S_z_independent. nan where a channel is not scored or a component
-        is absent. q and random_percentile are within a layer.
+        cluster_sizes, concepts, max_activation, selectivity, random_percentile in [0, 100], flags, components, for each X
+        of S, Q, D: X, X_null_mean, X_null_sd, X_z, X_hat, X_p; and S_z_independent. nan where a channel is not scored or a
+        component is absent. q and random_percentile are within a layer. selectivity: how far the patches' mean activation
+        lies above that of all images, in standard deviations of the images' maxima.
     labels : [C, K] int64
         Cluster of each patch, 0 the largest; -1 where there is none.
     manifest : dict
@@ -65,6 +66,12 @@ def cautions(table: pd.DataFrame, draws: int) -> list[str]:
         found.append(
             f"{draws} draws give p >= {1 / (draws + 1):.3f}, so no channel can be significant; use at least 20"
         )
+    parts = table["components"].iloc[0] if len(table) else "SQD"
+    if parts != "SQD":
+        found.append(
+            f"PSI is made of {' and '.join(parts)} alone, as there are no {'labels' if 'Q' not in parts else 'concepts'}; it "
+            "cannot be compared with that of runs that have all three"
+        )
     for name in COMPONENTS:
         count = sum(f"degenerate:{name}" in own for own in table["flags"])
         if count:
@@ -85,12 +92,14 @@ def tabulate(
     *,
     dead: np.ndarray,
     max_activation: np.ndarray,
+    selectivity: np.ndarray,
+    unselective: np.ndarray,
 ) -> pd.DataFrame:
     """The score table of the layer's own channels; the random-patch channels are the baseline of `random_percentile`.
 
     Parameters
     ----------
-    dead, max_activation : [real] bool and float32
+    dead, max_activation, selectivity, unselective : [real] bool, float32, float64 and bool
     """
     real = patches.real
     parts = {}
@@ -110,6 +119,7 @@ def tabulate(
     flags = []
     for i in range(real):
         own = ["dead"] if dead[i] else ["few_patches"] if k[i] == 0 else []
+        own += ["unselective"] if unselective[i] else []
         own += [f"degenerate:{name}" for name, (_, _, part) in parts.items() if part.degenerate[i]]
         flags.append(own)
     columns: dict[str, Any] = {
@@ -124,6 +134,7 @@ def tabulate(
         ],
         "concepts": [[bank.names[t] for t in row[row >= 0]] if bank else [] for row in concepts[:real]],
         "max_activation": max_activation,
+        "selectivity": selectivity,
         "random_percentile": percentile(log_psi[:real], log_psi[real:]),
         "flags": flags,
         "components": "".join(parts),

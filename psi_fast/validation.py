@@ -88,12 +88,18 @@ def _unit_rows(name: str, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def _distinct_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct rows in ascending byte order, and which of them each row is."""
-    if len(rows) == 0:
-        return rows, np.empty(0, dtype=np.int64)
-    keys = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))[:, 0]
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    return rows[first], inverse
+    """Distinct rows [U, d] of float32 rows [M, d], and which of them each row is [M]; by bits, so that 0 and -0 differ."""
+    words = np.ascontiguousarray(rows).view(np.uint32)
+    factors = np.random.default_rng(0).integers(2**63, size=words.shape[1], dtype=np.uint64) * 2 + 1
+    blocks = [slice(start, start + ROWS_AT_ONCE) for start in range(0, len(rows), ROWS_AT_ONCE)]
+    sums = np.concatenate([(words[part] * factors).sum(1) for part in blocks] or [np.empty(0, np.uint64)])
+    _, first, inverse = np.unique(sums, return_index=True, return_inverse=True)
+    if len(first) == len(rows):
+        return rows, np.arange(len(rows))
+    if all((words[part] == words[first[inverse[part]]]).all() for part in blocks):
+        return rows[first], inverse
+    _, first, inverse = np.unique(words, axis=0, return_index=True, return_inverse=True)  # two rows with one sum
+    return rows[first], inverse.reshape(-1)
 
 
 def read_layers(layer: str | Sequence[str]) -> list[str]:

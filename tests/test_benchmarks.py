@@ -337,6 +337,14 @@ def test_a_part_tells_how_it_ended(program, outcome, monkeypatch):
     assert device.part("ops", 30).startswith(outcome)
 
 
+@pytest.mark.parametrize("op", ["philox", "permutation_null", "sphere_null", "topk_merge"])
+def test_the_checks_of_a_device_pass_in_the_interpreter(op, monkeypatch):
+    pytest.importorskip("triton", reason="Triton has no build for this platform")
+    program = [sys.executable, str(Path(device.__file__)), "--tiny"]
+    monkeypatch.setattr(sys, "orig_argv", program)
+    assert device.part(op, 300).startswith("ok")
+
+
 def test_a_part_that_hangs_is_stopped(monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-c", "import time; time.sleep(60)"])
     assert device.part("ops", 0.5) == "stopped after 0 s"

@@ -94,6 +94,38 @@ def test_the_tap_reads_what_the_network_computes():
     np.testing.assert_allclose(activations(network, "2", images), wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("band", [None, (0.0, 0.5), (0.4, 0.6), (0.9, 1.0)])
+def test_selectivity_is_the_patches_mean_in_deviations_of_all_maxima(band):
+    network, images = tiny.conv_network(nn.AvgPool2d(4)), tiny.image_set(40)
+    maxima = activations(network, "3", images).max(2).astype(np.float64)
+    top = run(network, "3", images, replace(tiny.CONFIG, band=band, top_k=8))
+    kept = top.valid.sum(1)
+    mean = np.where(top.valid, top.values, 0).sum(1) / kept
+    wanted = (mean - maxima.mean(0)) / maxima.std(0)
+    np.testing.assert_allclose(top.selectivity, wanted, rtol=1e-6, atol=1e-9)
+    rng = np.random.default_rng(0)  # the upper 5 % point of the mean of as many random images
+    random = np.stack([maxima[rng.permutation(40)[: kept[0]]].mean(0) for _ in range(4000)])
+    above = mean > np.quantile(random, 0.95, axis=0)
+    clear = np.abs(wanted - 1.6449 * np.sqrt((40 - kept) / kept / 39)) > 0.1
+    np.testing.assert_array_equal(top.unselective[clear], ~above[clear])
+    assert top.unselective.all() if band == (0.0, 0.5) else not top.unselective.any() if band != (0.4, 0.6) else True
+
+
+def test_a_channel_that_does_not_vary_between_images_has_no_selectivity():
+    top = run(tiny.dead_network(), "3", tiny.image_set(20))
+    assert np.isnan(top.selectivity).tolist() == [False, True, False, False, False, False]
+    assert not top.unselective[1]
+
+
+def test_an_unselective_channel_is_flagged():
+    config = replace(tiny.CONFIG, band=(0.0, 0.5))
+    scores = psi_fast.score(
+        tiny.network(), "2", tiny.image_set(), encoder=tiny.TinyEncoder(), config=config, device="cpu", progress=False
+    )
+    assert (scores.table["selectivity"] < 0).all()
+    assert all("unselective" in own for own in scores.table["flags"])
+
+
 def test_ties_go_to_the_earlier_image_and_position():
     network = tiny.conv_network(tiny.Kill(1, 0.5))
     for per_image in (1, 3):

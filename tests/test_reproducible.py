@@ -8,6 +8,7 @@ import psi_fast.clustering
 import psi_fast.nulls
 import psi_fast_kernels.permutation_null.reference
 import psi_fast_kernels.rotation_null.reference
+import psi_fast_kernels.rotation_null.sphere
 import psi_fast_kernels.text_null.reference
 from psi_fast import PSIConfig, score_embeddings
 from psi_fast.errors import ConfigError
@@ -16,6 +17,7 @@ CHUNKED = [
     (psi_fast.clustering, "draws_per_chunk"),
     (psi_fast.nulls, "rows_per_chunk"),
     (psi_fast_kernels.rotation_null.reference, "draws_per_chunk"),
+    (psi_fast_kernels.rotation_null.sphere, "rows_per_chunk"),
     (psi_fast_kernels.permutation_null.reference, "rows_per_chunk"),
     (psi_fast_kernels.text_null.reference, "rows_per_chunk"),
 ]

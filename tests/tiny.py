@@ -23,7 +23,19 @@ LAYER = "2"
 """The map that most tests mine: 6 channels on 16 x 16 positions."""
 
 SCORE_COLUMNS = [
-    *("layer", "channel", "psi", "log_psi", "p", "q", "k", "cluster_sizes", "concepts", "max_activation"),
+    *(
+        "layer",
+        "channel",
+        "psi",
+        "log_psi",
+        "p",
+        "q",
+        "k",
+        "cluster_sizes",
+        "concepts",
+        "max_activation",
+        "selectivity",
+    ),
     *("random_percentile", "flags", "components"),
     *(name + suffix for name in "SQD" for suffix in ("", "_null_mean", "_null_sd", "_z", "_hat", "_p")),
     "S_z_independent",

@@ -45,6 +45,11 @@ def implementation(package: str, backend: str, device: torch.device, *, offers: 
     return import_module(f"{package}.{FILES[select_backend(backend, device, offers=offers)]}")
 
 
+def offered(op: str, name: str) -> str:
+    """`name` where the op of that name has such a backend, else "auto": cuML clusters only, and the top-K has no Numba."""
+    return name if name in import_module(f"psi_fast_kernels.{op}.op").OFFERS else "auto"
+
+
 def select_backend(
     name: str,
     device: torch.device,

@@ -129,6 +129,11 @@ def test_clusterings_equal_torch_at_awkward_sizes(backend, dtype, kind, samples,
 
 
 @BACKENDS
+def test_clusterings_equal_torch_at_the_largest_size(backend, dtype, triton_device):
+    compare(backend, dtype, triton_device, "clusters", 512, 2, 1, 4 if backend == "numba" else 1)
+
+
+@BACKENDS
 @pytest.mark.parametrize("kind", ["lone sample", "two points", "duplicates", "equal rows"])
 @pytest.mark.parametrize("samples", [5, 12, 40])
 def test_clusterings_equal_torch_for_awkward_rows(backend, dtype, kind, samples, triton_device):

@@ -12,6 +12,7 @@ from psi_fast_kernels.rotation_null import (
     reference,
     rotation_null,
     rotation_pool,
+    sphere,
     sphere_null,
     tangent,
     tangent_space,
@@ -276,10 +277,11 @@ def test_a_draw_does_not_depend_on_its_block(rotation):
 
 @pytest.mark.parametrize("chunk", [1, 4, 1000])
 def test_sphere_chunks_change_no_bit(chunk, monkeypatch):
-    whole = sphere_null(30, 17, draws=range(9), **STARTS)
-    monkeypatch.setattr(reference, "draws_per_chunk", lambda *_, **__: chunk)
+    whole, chunks = sphere_null(30, 17, draws=range(9), **STARTS), []
+    monkeypatch.setattr(sphere, "rows_per_chunk", lambda *_, **__: (chunks.append(chunk), chunk)[1])
     assert torch.equal(sphere_null(30, 17, draws=range(9), **STARTS), whole)
     assert torch.equal(sphere_null(30, 17, draws=range(5, 9), **STARTS), whole[5:])
+    assert chunks == [chunk, chunk]
 
 
 @pytest.mark.parametrize("rotation", ROTATIONS)

@@ -105,6 +105,16 @@ def test_draws_equal_torch_at_awkward_sizes(backend, dtype, rotation, samples, w
 
 
 @BACKENDS
+@pytest.mark.parametrize("samples", [300, 512])
+def test_draws_equal_torch_where_a_matrix_exceeds_the_tile(backend, dtype, samples, triton_device):
+    x = cloud(samples, 32, 1)
+    space, pool = space_of(x, dtype), pool_of(x, dtype, "marginal", range(8 if backend == "numba" else 1))
+    starts = {"k_max": 2, "n_init": 1}
+    drawn, expected = (draw(name, triton_device, space, pool, "marginal", **starts) for name in (backend, "torch"))
+    assert_alike(drawn, expected, BOUNDS[backend, dtype])
+
+
+@BACKENDS
 @pytest.mark.parametrize(("samples", "width", "k_max", "n_init"), [(7, 3, 3, 5), (40, 64, 6, 2), (129, 8, 3, 1)])
 def test_sphere_draws_equal_torch(backend, dtype, samples, width, k_max, n_init, triton_device):
     draws = range(50) if backend == "numba" else range(7, 9)

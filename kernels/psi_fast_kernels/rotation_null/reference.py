@@ -66,7 +66,7 @@ def rotation_null(
         )
         result[c, b] = drawn.silhouette
 
-    in_chunks(work, len(pairs), draws_per_chunk(samples, n_init * k_max), "draws")
+    in_chunks(work, len(pairs), draws_per_chunk(samples, n_init * k_max, itemsize=result.element_size()), "draws")
     return result
 
 

@@ -1,0 +1,125 @@
+"""Hugging Face datasets as images: from files, folders and objects, with their classes."""
+
+import io
+
+import numpy as np
+import pytest
+import tiny
+from image_helpers import message
+
+from psi_fast.hf_datasets import names_dataset
+from psi_fast.images import open_images
+
+datasets = pytest.importorskip("datasets")
+CLASSES = ["stripes", "squares", "gradient", "noise"]
+
+
+def png(number):
+    held = io.BytesIO()
+    tiny.picture(number, tiny.sizes(number)).save(held, "png")
+    return {"bytes": held.getvalue(), "path": None}
+
+
+def made(count=12, labels="classes", name="image"):
+    columns = {name: [png(i) for i in range(count)]}
+    features = {name: datasets.Image()}
+    if labels == "classes":
+        columns["label"], features["label"] = [i % 4 for i in range(count)], datasets.ClassLabel(names=CLASSES)
+    elif labels == "names":
+        columns["label"], features["label"] = [CLASSES[i % 4] for i in range(count)], datasets.Value("string")
+    elif labels == "numbers":
+        columns["label"], features["label"] = [10 * (i % 4) for i in range(count)], datasets.Value("int64")
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def as_parquet(folder, data):
+    path = str(folder / "data.parquet")
+    data.to_parquet(path)
+    return path
+
+
+def as_folder(folder, data):
+    data.save_to_disk(str(folder / "saved"))
+    return str(folder / "saved")
+
+
+def as_arrow(folder, data):
+    return str(next((folder / "saved").glob("*.arrow"))) if as_folder(folder, data) else ""
+
+
+@pytest.mark.parametrize("form", [as_parquet, as_folder, as_arrow, lambda _folder, data: data])
+def test_every_form_gives_images_and_classes(tmp_path, form):
+    images = open_images(form(tmp_path, made()))
+    assert len(images) == 12
+    assert images.labels.tolist() == [i % 4 for i in range(12)]
+    assert images.class_names == CLASSES
+    assert images.lasting
+    for i in (0, 5, 11):
+        np.testing.assert_array_equal(np.asarray(images.load(i)), np.asarray(tiny.picture(i, tiny.sizes(i))))
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"), [("names", sorted(CLASSES)), ("numbers", ["0", "10", "20", "30"]), (None, None)]
+)
+def test_other_label_columns(labels, names):
+    images = open_images(made(labels=labels))
+    assert images.class_names == names
+    if names is None:
+        assert images.labels is None
+    else:
+        values = [CLASSES[i % 4] if labels == "names" else str(10 * (i % 4)) for i in range(12)]
+        assert [names[label] for label in images.labels] == values
+
+
+def test_a_subset_and_another_column_name():
+    images = open_images(made(name="picture"), max_images=8)
+    assert np.bincount(images.labels).tolist() == [2, 2, 2, 2]
+    number = int(images.names[3])
+    np.testing.assert_array_equal(np.asarray(images.load(3)), np.asarray(tiny.picture(number, tiny.sizes(number))))
+
+
+def test_the_fingerprint_follows_the_content(tmp_path):
+    same = [open_images(as_folder(tmp_path, made())).fingerprint, open_images(str(tmp_path / "saved")).fingerprint]
+    assert same[0] == same[1]
+    assert open_images(made(11)).fingerprint != open_images(made(12)).fingerprint
+
+
+def test_splits(tmp_path):
+    several = datasets.DatasetDict({"train": made(9), "valid": made(5)})
+    assert len(open_images(several)) == 5
+    several.save_to_disk(str(tmp_path / "several"))
+    assert len(open_images(str(tmp_path / "several"))) == 5
+    assert "odd" in message(open_images, datasets.DatasetDict({"odd": made(3)}))
+
+
+def test_what_is_no_images_is_one_line(tmp_path):
+    assert "text" in message(open_images, datasets.Dataset.from_dict({"text": ["a", "b"]}))
+    (tmp_path / "broken.parquet").write_bytes(b"no parquet")
+    assert "broken.parquet" in message(open_images, str(tmp_path / "broken.parquet"))
+
+
+def test_a_hub_out_of_reach_is_one_line(monkeypatch):
+    def unreachable(*_, **__):
+        raise ConnectionError("no network\nat all")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    text = message(open_images, "zh-plus/tiny-imagenet@valid")
+    assert "zh-plus/tiny-imagenet@valid" in text
+    assert "parquet" in text
+
+
+def test_a_hub_id_and_its_split_reach_the_package(monkeypatch):
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: (asked.append((name, split)), made())[1])
+    open_images("zh-plus/tiny-imagenet@valid")
+    open_images("zh-plus/tiny-imagenet")
+    assert asked == [("zh-plus/tiny-imagenet", "valid"), ("zh-plus/tiny-imagenet", None)]
+
+
+def test_paths_are_not_taken_for_ids(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert not names_dataset("owner/name")
+    assert names_dataset("owner/another")
+    for path in ("images.zip", "owner/images.zip", "./owner/x", "/owner/name", "images", "a/b/c", "owner/x.parquet"):
+        assert not names_dataset(path), path
