@@ -166,7 +166,9 @@ def test_an_undecodable_image_is_named_or_skipped_and_counted(score, tmp_path, c
     assert "skip" in text
     assert not (tmp_path / "run").exists()
     assert score("--skip-unreadable", images=root) == 0
-    warning, few_draws = manifest(tmp_path / "run")["warnings"]
+    warning, few_draws, *no_labels = manifest(tmp_path / "run")["warnings"]
+    assert len(no_labels) == (not labelled)
+    assert all(text.startswith("PSI is made of S and D alone, as there are no labels") for text in no_labels)
     assert few_draws.startswith("9 draws give p >= 0.100")
     assert "skipped 1 unreadable image" in warning
     assert broken.name in warning

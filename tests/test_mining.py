@@ -102,7 +102,7 @@ def test_selectivity_is_the_patches_mean_in_deviations_of_all_maxima(band):
     kept = top.valid.sum(1)
     mean = np.where(top.valid, top.values, 0).sum(1) / kept
     wanted = (mean - maxima.mean(0)) / maxima.std(0)
-    np.testing.assert_allclose(top.selectivity, wanted, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(top.selectivity, wanted, rtol=1e-5, atol=1e-6)
     rng = np.random.default_rng(0)  # the upper 5 % point of the mean of as many random images
     random = np.stack([maxima[rng.permutation(40)[: kept[0]]].mean(0) for _ in range(4000)])
     above = mean > np.quantile(random, 0.95, axis=0)
@@ -262,7 +262,7 @@ def test_a_band_with_fewer_images_leaves_places_empty_and_is_not_scored():
     scores = psi_fast.score(
         tiny.network(), "2", tiny.image_set(40), encoder=tiny.TinyEncoder(), config=config, device="cpu"
     )
-    assert all(list(flags) == ["few_patches"] for flags in scores.table["flags"])
+    assert all("few_patches" in flags for flags in scores.table["flags"])
     assert scores.table["psi"].isna().all()
     assert (scores.labels == -1).all()
     assert len(scores.patches) == 6 * 4
