@@ -221,7 +221,7 @@ def score_embeddings(
         Progress(progress),
         dead=np.zeros(channels, dtype=bool),
         max_activation=np.full(channels, np.nan, dtype=np.float32),
-        selectivity=np.full(channels, np.nan),
+        selectivity=np.full(channels, np.nan, dtype=np.float32),
         unselective=np.zeros(channels, dtype=bool),
     )
     return Scores(table, clusters)

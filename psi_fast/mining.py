@@ -112,7 +112,8 @@ class _Ranking:
             # the mean of `kept` of the images without replacement
             random = UPPER_5_PERCENT * np.sqrt((self._count - kept) / (kept * (self._count - 1)))
         selectivity[spread == 0] = np.nan
-        return selectivity, selectivity <= random
+        # sums over batches round by batch: float32 keeps what does not depend on that
+        return selectivity.astype(np.float32), selectivity <= random
 
 
 def _check_finite(extremes: Extremes, names: Sequence[str], first: int, channels: np.ndarray) -> None:

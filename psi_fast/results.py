@@ -20,7 +20,7 @@ class TopPatches:
     images, positions : [C, K] int64 image index and flat position in the map; -1 where invalid
     highest : [C] float32 largest activation over all images
     dead : [C] bool, channels whose activation never varies over images and positions
-    selectivity : [C] float64, how far the mean of `values` lies above the mean of all images' maxima, in standard deviations
+    selectivity : [C] float32, how far the mean of `values` lies above the mean of all images' maxima, in standard deviations
         of these; nan where they do not vary
     unselective : [C] bool, channels whose selectivity is not above what as many random images reach (upper 5 % point)
     """

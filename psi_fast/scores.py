@@ -99,7 +99,7 @@ def tabulate(
 
     Parameters
     ----------
-    dead, max_activation, selectivity, unselective : [real] bool, float32, float64 and bool
+    dead, max_activation, selectivity, unselective : [real] bool, float32, float32 and bool
     """
     real = patches.real
     parts = {}

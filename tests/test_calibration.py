@@ -85,10 +85,14 @@ def test_percentile_counts_the_baseline_at_or_below():
 
 
 def test_cautions_name_what_keeps_channels_from_being_significant():
-    table = pd.DataFrame({"flags": [["degenerate:Q"], [], ["dead"], ["degenerate:Q", "degenerate:D"]]})
+    table = pd.DataFrame(
+        {"components": "SQD", "flags": [["degenerate:Q"], [], ["dead"], ["degenerate:Q", "degenerate:D"]]}
+    )
     few, labels, concepts = cautions(table, draws=10)
     assert few == "10 draws give p >= 0.091, so no channel can be significant; use at least 20"
     assert "Q is degenerate in 2 of 4 channels" in labels
     assert "all different" in labels
     assert "D is degenerate in 1 of 4 channels" in concepts
     assert cautions(table[1:3], draws=20) == []
+    (alone,) = cautions(table[1:3].assign(components="SD"), draws=20)
+    assert alone.startswith("PSI is made of S and D alone, as there are no labels")

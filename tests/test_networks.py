@@ -22,7 +22,9 @@ class TestSpecs:
         assert len(network.class_names) == 1000
         assert not network.warnings
         pixels = torch.tensor([0, 127, 255], dtype=torch.uint8).expand(1, 224, 224, 3)
-        assert torch.allclose(network.preprocess(pixels)[0, :, 0, 0], torch.tensor([-127.0, 0.0, 128.0]) / 128)
+        assert torch.allclose(
+            network.preprocess(pixels)[0, :, 0, 0], torch.tensor([-127.0, 0.0, 128.0]) / 128, atol=1e-6
+        )
 
     def test_missing_package(self, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
