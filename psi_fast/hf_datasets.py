@@ -54,8 +54,12 @@ def open_dataset(source: Any) -> ImageSet:
     """
     package = _package()
     data = source if is_dataset(source) else _loaded(package, str(source))
-    if not hasattr(data, "column_names") or isinstance(data, dict):
+    if isinstance(data, dict):
         data = _split(data, str(source) if isinstance(source, (str, Path)) else type(source).__name__)
+    if not isinstance(data, package.Dataset):
+        raise InputError(
+            f"images must have a length and be read by number, got a {type(data).__name__}; do not stream the dataset"
+        )
     column = _image_column(package, data)
     labels, names = _labels(package, data, column)
     data = data.cast_column(column, package.Image(decode=False))  # bytes, so that threads decode
@@ -64,6 +68,8 @@ def open_dataset(source: Any) -> ImageSet:
     def read(name: str) -> Image.Image:
         with lock:
             held = data[int(name)][column]
+        if held is None:
+            raise ValueError("the row holds no image")
         return Image.open(io.BytesIO(held["bytes"]) if held["bytes"] is not None else held["path"])
 
     count = len(data)

@@ -72,11 +72,8 @@ def run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores, 
         tables.append(table.assign(layer=found.layer)[["layer", *table]])
         patches.append(rows.assign(layer=found.layer)[["layer", *rows]])
         labels.append(clusters)
-    index = np.concatenate([index for index, _ in indices])
-    used = np.unique(index[index >= 0])
-    place = np.full(len(embedded) + 1, -1)  # the last is for places without a patch
-    place[used] = np.arange(len(used))
-    tensors = {"unique": embedded[used], "index": torch.from_numpy(place[index]), "text": inputs.text.embeddings}
+    unique, index = _used(embedded, np.concatenate([index for index, _ in indices]))
+    tensors = {"unique": unique, "index": index, "text": inputs.text.embeddings}
     table = pd.concat(tables, ignore_index=True)
     manifest = about | _account(layers, table, len(embedded), inputs, bars)
     return Scores(table, np.concatenate(labels), manifest, pd.concat(patches, ignore_index=True)), tensors
@@ -132,12 +129,9 @@ def _evaluated(
     bars: Progress,
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """The layer's score table and cluster labels [C, K], from its own patches alone."""
-    used, inverse = np.unique(index[index >= 0], return_inverse=True)
-    own = np.full(index.shape, -1, dtype=np.int64)
-    own[index >= 0] = inverse
     labels, top = inputs.images.labels, found.top
     return evaluate(
-        PatchEmbeddings(embedded[used], torch.from_numpy(own), torch.from_numpy(top.channels)),
+        PatchEmbeddings(*_used(embedded, index), torch.from_numpy(top.channels)),
         None if labels is None else torch.from_numpy(labels[top.images]),
         inputs.text,
         Background(embedded[random_index], None if labels is None else torch.from_numpy(labels[found.random_images])),
@@ -149,6 +143,14 @@ def _evaluated(
         selectivity=top.selectivity,
         unselective=top.unselective,
     )
+
+
+def _used(embedded: torch.Tensor, index: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows of `embedded` that `index` names (-1: none), each once, and where each place finds its own among them."""
+    used, inverse = np.unique(index[index >= 0], return_inverse=True)
+    own = np.full(index.shape, -1, dtype=np.int64)
+    own[index >= 0] = inverse
+    return embedded[used], torch.from_numpy(own)
 
 
 def _account(

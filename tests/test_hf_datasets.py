@@ -98,6 +98,16 @@ def test_what_is_no_images_is_one_line(tmp_path):
     assert "broken.parquet" in message(open_images, str(tmp_path / "broken.parquet"))
 
 
+def test_a_stream_is_one_line():
+    assert "IterableDataset" in message(open_images, made().to_iterable_dataset())
+
+
+def test_a_row_without_an_image_is_named():
+    rows = {"image": [png(0), None, png(2)]}
+    images = open_images(datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image()})))
+    assert "'1'" in message(images.load, 1)
+
+
 def test_a_hub_out_of_reach_is_one_line(monkeypatch):
     def unreachable(*_, **__):
         raise ConnectionError("no network\nat all")

@@ -226,7 +226,7 @@ def test_layers_are_read_in_one_pass():
     assert few + 1 >= last  # and none at all behind the last layer
 
 
-@pytest.mark.parametrize("layers", [[], ["2", "2"], [2], ["2", "nothing"]])
+@pytest.mark.parametrize("layers", [[], ["2", "2"], [2], 2, None, ["2", "nothing"]])
 def test_layers_that_cannot_be_read_are_an_error(layers):
     message(score, tiny.network(), layers, error=PsiFastError)
 
