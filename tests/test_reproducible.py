@@ -1,6 +1,12 @@
 """A channel's scores depend on its own patches, the settings and the seed; on no chunk, block, thread or neighbour."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 from channels import INDEPENDENT_OF_THE_LAYER, inputs, run, same
 
@@ -64,6 +70,20 @@ def test_a_channel_does_not_depend_on_the_others():
     for count in (1, 3):
         part = score_embeddings(x[:count], labels=labels[:count], text=text, config=config).table
         same(part[INDEPENDENT_OF_THE_LAYER], whole[INDEPENDENT_OF_THE_LAYER][:count])
+
+
+def test_a_process_that_compiles_gives_the_bits_of_one_that_loads(tmp_path):
+    code = "import sys, channels; channels.run(labels=None, text=None).table.to_pickle(sys.argv[1])"
+    tables = [tmp_path / "compiled.pkl", tmp_path / "loaded.pkl"]
+    for table in tables:
+        subprocess.run(
+            [sys.executable, "-c", code, str(table)],
+            cwd=Path(__file__).parent,
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "machine code")},
+            check=True,
+            timeout=300,
+        )
+    same(*map(pd.read_pickle, tables))
 
 
 def test_the_seed_decides():

@@ -25,14 +25,16 @@ TESTS = Path(__file__).parent
 def assert_same_bits(left: pd.DataFrame, right: pd.DataFrame):
     """Equal columns, types and bits; lists by their items."""
     assert list(left.columns) == list(right.columns)
+    assert list(left.dtypes) == list(right.dtypes)
     assert len(left) == len(right)
+    differ = {}
     for name in left.columns:
-        a, b = left[name], right[name]
-        if a.dtype.kind == "f":
-            assert a.dtype == b.dtype
-            np.testing.assert_array_equal(a.to_numpy().view(np.uint8), b.to_numpy().view(np.uint8), err_msg=name)
-        else:
-            assert [list(x) if np.ndim(x) else x for x in a] == [list(x) if np.ndim(x) else x for x in b], name
+        a, b = ([list(x) if np.ndim(x) else x for x in table[name]] for table in (left, right))
+        if left[name].dtype.kind == "f":
+            a, b = (table[name].to_numpy().tobytes() for table in (left, right))
+        if a != b:
+            differ[name] = (left[name], right[name])
+    assert not differ
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,10 @@ PARTS = 4  # per thread, so that a slow part does not hold the others up
 def compiled(function: Callable | None = None, *, in_order: bool = False, inline: bool = False) -> Any:
     """`function` compiled at its first call, free of Python's lock and kept on disk; also `@compiled(...)` with options.
 
-    Sums are taken in any (but always the same) order, with `in_order` as they are written. With `inline` the function
-    becomes a part of each compiled function that calls it.
+    Sums are taken in any (but always the same) order, with `in_order` as they are written. A function becomes a part of each
+    compiled function that calls it; with `inline` before types are known. Linked on its own it would be optimised once in
+    the process that compiles it and twice in one that loads its caller from disk, and so sum in another order. The same
+    holds for Numba's own sums, means, minima and whole-array arithmetic, so floating-point work is written as loops.
 
     The machine code is kept under a name made from the package's sources, because Numba checks one file only and would
     not notice a change in a function, a constant or an option that comes from another file.
@@ -34,6 +36,7 @@ def compiled(function: Callable | None = None, *, in_order: bool = False, inline
             error_model="numpy",
             fastmath=False if in_order else {"reassoc", "contract", "arcp", "nsz"},
             inline="always" if inline else "never",
+            forceinline=True,
         )(function)
     finally:
         numba.config.CACHE_DIR = given

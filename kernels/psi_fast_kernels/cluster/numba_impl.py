@@ -64,7 +64,8 @@ def best_clustering(gram, labels, k_max, n_init, key0, key1, stream, channel, dr
     labels[:] = 0
     smallest = gram[0, 0]
     for i in range(samples):
-        smallest = min(smallest, gram[i].min())
+        for j in range(samples):
+            smallest = min(smallest, gram[i, j])
     if 1 - smallest <= SAME * np.finfo(gram.dtype).eps:  # all samples are one point
         return gram.dtype.type(0), 1
     fill_uniform(numbers, key0, key1, stream, channel, draw)
@@ -141,7 +142,9 @@ def _next_start(gram, numbers, index, similarity, nearest, rows):
             left[i] = min(max(diagonal[i] + square - two * own[i], zero), dist2[i])
             rest += left[i]
         remaining[candidate] = rest
-    best, smallest = 0, remaining.min()
+    best, smallest = 0, remaining[0]
+    for rest in remaining:
+        smallest = min(smallest, rest)
     while best < CANDIDATES - 1 and remaining[best] > (1 + ALIKE) * smallest:
         best += 1
     dist2[:] = rows[2 + best]

@@ -25,7 +25,7 @@ def quantiles(axes: Tensor) -> Tensor:
     """
     x = axes.double().cpu()
     x = torch.where(x.pow(3).sum(1, keepdim=True) < 0, -x, x)
-    x = (x * axes.shape[1] ** 0.5).mT.sort(-1).values.numpy()
+    x = (x * axes.shape[1] ** 0.5).mT.contiguous().sort(-1).values.numpy()
     tables = np.empty((*x.shape[:2], CELLS + 1))
     over_threads(lambda part: _quantiles_each(x[part], tables[part]), len(x))
     uniform_part = UNIFORM_PART * 12**0.5 * (np.linspace(0, 1, CELLS + 1) - 0.5)

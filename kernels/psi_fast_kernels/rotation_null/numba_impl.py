@@ -84,8 +84,9 @@ def _by_weights(weights, columns, y):
     flat, samples = len(y), columns.shape[1]
     for j in range(flat):
         row, uniform, normal = y[j, :samples], columns[j], columns[flat + j]
-        row[:] = weights[j] * uniform + weights[flat + j] * normal
-        row -= row.mean()
+        for i in range(samples):
+            row[i] = weights[j] * uniform[i] + weights[flat + j] * normal[i]
+        _centre(row)
 
 
 @compiled
@@ -98,7 +99,17 @@ def _by_quantiles(quantiles, columns, y):
             place = own[i] * row.dtype.type(cells)
             cell = min(np.int32(place), np.int32(cells - 1))
             row[i] = table[cell] + (place - row.dtype.type(cell)) * (table[cell + 1] - table[cell])
-        row -= row.mean()
+        _centre(row)
+
+
+@compiled
+def _centre(row):
+    total = row.dtype.type(0)
+    for value in row:
+        total += value
+    mean = total / row.dtype.type(len(row))
+    for i in range(len(row)):
+        row[i] -= mean
 
 
 @compiled
@@ -111,7 +122,10 @@ def _leading_axes(y, mix, projected, turn, leading):
     square = np.empty((flat, flat))
     for i in range(flat):
         for j in range(i + 1):
-            square[i, j] = square[j, i] = (y[i] * y[j]).sum()
+            total = y.dtype.type(0)
+            for sample in range(samples):
+                total += y[i, sample] * y[j, sample]
+            square[i, j] = square[j, i] = total
     projected[:] = 0
     for i in range(0, samples, 4):
         # beyond the last sample y is zero, so its row counts once
@@ -223,9 +237,15 @@ def _inverse_root(matrix):
     scale, largest = 0.0, 0.0
     for i in range(size):
         scale += matrix[i, i] / size
-        largest = max(largest, np.abs(matrix[i]).sum())
+        total = 0.0
+        for value in matrix[i]:
+            total += abs(value)
+        largest = max(largest, total)
     scale = max(scale, largest / 2.5)  # the iteration needs eigenvalues below 3
-    y, z = matrix / scale, np.eye(size)
+    y, z = np.empty((size, size)), np.eye(size)
+    for i in range(size):
+        for j in range(size):
+            y[i, j] = matrix[i, j] / scale
     for _ in range(ROOT_STEPS):
         t = _product(z, y)
         error = 0.0
@@ -236,7 +256,10 @@ def _inverse_root(matrix):
         y, z = _product(y, t), _product(t, z)
         if error < ROOT_TOLERANCE:
             break
-    return z / np.sqrt(scale)
+    for i in range(size):
+        for j in range(size):
+            z[i, j] /= np.sqrt(scale)
+    return z
 
 
 @compiled
