@@ -1,6 +1,7 @@
 """From images to a network's input, in batches on the device, with a geometry that boxes can be taken back through."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -39,13 +40,15 @@ class Preprocess:
         if self.squash and self.size != self.resize:
             raise ModelError(f"preprocess with squash needs resize = size, got size {self.size}, resize {self.resize}")
 
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+    def __call__(self, pixels: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """The network's input for images of one shape.
 
         Parameters
         ----------
         pixels
             [B, H, W, 3] uint8 RGB, on any device.
+        out
+            [B, size, size, 3] float32 to write into: fresh memory costs a CPU more than the arithmetic.
 
         Returns
         -------
@@ -60,10 +63,13 @@ class Preprocess:
         if (rows, columns) != (height, width):
             image = _resized(image, (rows, columns), self.interpolation)
         cut = image[:, :, y : y + self.size, x : x + self.size].permute(0, 2, 3, 1)
+        if out is None:
+            out = torch.empty(cut.shape, device=pixels.device)
         # rows of size * 3 numbers: in one long loop, where three channels would be as many short ones
-        mean, std = (torch.tensor(part, device=pixels.device).repeat(self.size) for part in (self.mean, self.std))
-        rows = cut.reshape(len(cut), self.size, 3 * self.size).float()
-        return torch.addcmul(-mean / std, rows, 1 / (255 * std)).view(cut.shape).permute(0, 3, 1, 2)
+        rows = out.copy_(cut).view(len(cut), self.size, 3 * self.size)
+        shift, scale = _normalisation(self.mean, self.std, self.size, pixels.device)
+        torch.addcmul(shift, rows, scale, out=rows)
+        return out.permute(0, 3, 1, 2)
 
     def to_image(self, boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Boxes of the network input as boxes of the images it was made from.
@@ -93,6 +99,15 @@ class Preprocess:
             return np.full_like(sizes, self.size), np.zeros_like(sizes)
         scaled = self.resize * sizes // sizes.min(axis=-1, keepdims=True)
         return scaled, np.rint((scaled - self.size) / 2).astype(np.int64)
+
+
+@cache
+def _normalisation(
+    mean: tuple[float, ...], std: tuple[float, ...], size: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Shift and scale [3 * size] float32 from values 0..255 in rows of `size` px to normalised ones."""
+    centre, spread = (torch.tensor(part, device=device).repeat(size) for part in (mean, std))
+    return -centre / spread, 1 / (255 * spread)
 
 
 def _resized(image: torch.Tensor, size: tuple[int, int], interpolation: str) -> torch.Tensor:
