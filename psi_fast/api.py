@@ -54,7 +54,8 @@ def score(
         Keys of `dict(model.named_modules())`; `psi-fast layers` lists them. Several are read in one pass over the
         images, and each is scored as it would be alone.
     images : path or map-style dataset of (image, label)
-        Tiny-ImageNet's tree as a folder or zip, an ImageFolder, a folder of images, or a dataset.
+        Tiny-ImageNet's tree as a folder or zip, an ImageFolder, a folder of images, WebDataset shards ("shard-{00..99}.tar"
+        or a folder of them), or a dataset.
     encoder : str or Encoder
         "open_clip:ARCH/TAG", "open_clip:ARCH/CHECKPOINT" or "classifier:NETWORK-SPEC".
     vocabulary : str, optional

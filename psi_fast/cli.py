@@ -84,8 +84,9 @@ def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
                 or package.module:function.
             layer: Module whose channels are scored; `psi-fast layers` lists them. Give it again for more layers, which
                 are then read in one pass.
-            images: Tiny-ImageNet as a folder or zip, an ImageFolder, a folder of images, or a Hugging Face dataset
-                (owner/name[@split], a .parquet or .arrow file, a saved folder).
+            images: Tiny-ImageNet as a folder or zip, an ImageFolder, a folder of images, a Hugging Face dataset
+                (owner/name[@split], a .parquet or .arrow file, a saved folder), or WebDataset shards (a .tar, a pattern
+                such as "shard-{000000..000099}.tar", a folder of them).
             encoder: open_clip:ARCH/TAG, open_clip:ARCH/CHECKPOINT or classifier:NETWORK.
             out: Run folder to write; one that holds this very run is shown instead.
             vocabulary: imagenet, open-1602 or a text file with one concept a line; default: the encoder's own.
