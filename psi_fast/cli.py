@@ -69,7 +69,7 @@ def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
         channels: str | None = None,
         max_images: int | None = None,
         skip_unreadable: bool = False,
-        bank: Path | None = None,
+        bank: str | None = None,
         bank_side: int | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
         progress: bool = True,
@@ -93,7 +93,8 @@ def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
             channels: Range first:stop of channels to score; default: all.
             max_images: Use an evenly spread, seeded subset of so many images.
             skip_unreadable: Leave out images that cannot be decoded, and count them.
-            bank: Folder that keeps decoded images for other runs; default: psi_fast's cache folder.
+            bank: Folder that keeps decoded images for other runs; default: psi_fast's cache folder. stream: keep none, and
+                decode images when they are needed (./stream is a folder of that name).
             bank_side: Side in px that images are kept at; default: what network and encoder resize to, at most.
             device: Where to compute.
             progress: Show progress bars, where stderr is a terminal.

@@ -80,10 +80,11 @@ def test_every_form_gives_images_and_classes(shards, form):
         np.testing.assert_array_equal(np.asarray(images.load(i)), np.asarray(tiny.picture(i, tiny.sizes(i))))
 
 
-def test_scores_are_those_of_the_same_images_in_a_folder(pictures, tmp_path):
+@pytest.mark.parametrize("bank", [None, "stream"])
+def test_scores_are_those_of_the_same_images_in_a_folder(pictures, tmp_path, bank):
     numbers = [i for label in range(4) for i in range(label, 24, 4)]  # a folder's order
     shards = write_shards(tmp_path / "shards", [sample(i, cls=f"class{i % 4}", txt="a caption") for i in numbers], 7)
-    wanted, found = tiny.score(images=pictures), tiny.score(images=f"{shards}/shard-{{000..003}}.tar")
+    wanted, found = tiny.score(images=pictures), tiny.score(images=f"{shards}/shard-{{000..003}}.tar", bank=bank)
     assert found.table.equals(wanted.table)
     assert found.patches.drop(columns="image").equals(wanted.patches.drop(columns="image"))
     assert set(found.patches["image"].str.rsplit("/", n=1).str[1]) <= {f"{i:03}.png" for i in numbers}
