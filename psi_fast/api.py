@@ -17,6 +17,7 @@ from psi_fast.environment import pick_backend, pick_device
 from psi_fast.errors import InputError
 from psi_fast.evaluation import Background, evaluate
 from psi_fast.image_bank import open_bank
+from psi_fast.image_stream import STREAM, open_stream
 from psi_fast.images import open_images
 from psi_fast.networks import Network, load_network
 from psi_fast.pipeline import Inputs, run
@@ -54,7 +55,8 @@ def score(
         Keys of `dict(model.named_modules())`; `psi-fast layers` lists them. Several are read in one pass over the
         images, and each is scored as it would be alone.
     images : path or map-style dataset of (image, label)
-        Tiny-ImageNet's tree as a folder or zip, an ImageFolder, a folder of images, or a dataset.
+        Tiny-ImageNet's tree as a folder or zip, an ImageFolder, a folder of images, WebDataset shards ("shard-{00..99}.tar"
+        or a folder of them), or a dataset.
     encoder : str or Encoder
         "open_clip:ARCH/TAG", "open_clip:ARCH/CHECKPOINT" or "classifier:NETWORK-SPEC".
     vocabulary : str, optional
@@ -71,8 +73,9 @@ def score(
         Use an evenly spread subset of so many images, drawn by the seed.
     skip_unreadable : bool
         Leave out images that cannot be decoded, and count them, instead of stopping.
-    bank : path, optional
-        Folder that keeps decoded images for other runs; None is psi_fast's cache folder.
+    bank : path or "stream", optional
+        Folder that keeps decoded images for other runs; None is psi_fast's cache folder. "stream" keeps none: images are
+        decoded when they are mined, and those with a top patch once more; a dataset must give the same image each time.
     bank_side : int, optional
         Side in px that the images' centre squares are kept at; None is what network and encoder resize to, or less
         where the images are smaller.
@@ -137,8 +140,11 @@ def score(
     def from_images() -> tuple[Scores, dict[str, torch.Tensor]]:
         with bars.stage("decoding"):
             largest = max(network.preprocess.resize, encoder.preprocess.resize)
-            place = None if bank is None else Path(bank)
-            decoded = open_bank(source, largest, folder=place, side=bank_side, progress=bars).to(where)
+            if bank == STREAM:
+                decoded = open_stream(source, largest, side=bank_side)
+            else:
+                place = None if bank is None else Path(bank)
+                decoded = open_bank(source, largest, folder=place, side=bank_side, progress=bars).to(where)
         return run(Inputs(network, taps, chosen, source, decoded, encoder, text_bank, config, where), about, bars)
 
     if folder is None:

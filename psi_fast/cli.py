@@ -69,7 +69,7 @@ def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
         channels: str | None = None,
         max_images: int | None = None,
         skip_unreadable: bool = False,
-        bank: Path | None = None,
+        bank: str | None = None,
         bank_side: int | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
         progress: bool = True,
@@ -84,15 +84,17 @@ def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
                 or package.module:function.
             layer: Module whose channels are scored; `psi-fast layers` lists them. Give it again for more layers, which
                 are then read in one pass.
-            images: Tiny-ImageNet as a folder or zip, an ImageFolder, a folder of images, or a Hugging Face dataset
-                (owner/name[@split], a .parquet or .arrow file, a saved folder).
+            images: Tiny-ImageNet as a folder or zip, an ImageFolder, a folder of images, a Hugging Face dataset
+                (owner/name[@split], a .parquet or .arrow file, a saved folder), or WebDataset shards (a .tar, a pattern
+                such as "shard-{000000..000099}.tar", a folder of them).
             encoder: open_clip:ARCH/TAG, open_clip:ARCH/CHECKPOINT or classifier:NETWORK.
             out: Run folder to write; one that holds this very run is shown instead.
             vocabulary: imagenet, open-1602 or a text file with one concept a line; default: the encoder's own.
             channels: Range first:stop of channels to score; default: all.
             max_images: Use an evenly spread, seeded subset of so many images.
             skip_unreadable: Leave out images that cannot be decoded, and count them.
-            bank: Folder that keeps decoded images for other runs; default: psi_fast's cache folder.
+            bank: Folder that keeps decoded images for other runs; default: psi_fast's cache folder. stream: keep none, and
+                decode images when they are needed (./stream is a folder of that name).
             bank_side: Side in px that images are kept at; default: what network and encoder resize to, at most.
             device: Where to compute.
             progress: Show progress bars, where stderr is a terminal.

@@ -1,6 +1,7 @@
 """TopPatches + bank -> embeddings: each distinct crop cut, prepared and encoded once, in batches on the device."""
 
 from collections.abc import Sequence
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -10,7 +11,8 @@ from psi_fast.config import PSIConfig
 from psi_fast.encoders import Encoder
 from psi_fast.errors import InputError
 from psi_fast.forward import step_of
-from psi_fast.image_bank import ImageBank
+from psi_fast.image_bank import ImageBank, Squares
+from psi_fast.image_stream import ImageStream
 from psi_fast.preprocess import Preprocess
 from psi_fast.progress import Progress
 
@@ -38,7 +40,7 @@ def distinct_crops(images: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, n
 
 def embed(
     crops: np.ndarray,
-    bank: ImageBank,
+    bank: ImageBank | ImageStream,
     names: Sequence[str],
     encoder: Encoder,
     device: torch.device,
@@ -58,10 +60,15 @@ def embed(
     batch_size = step_of(device, config.batch_size)
     images, boxes = crops[:, 0].astype(np.int64), whole_pixels(crops[:, 1:], bank.side)
     parts: list[torch.Tensor] = []
-    with torch.inference_mode(), progress.bar("embedding", len(crops), "crop") as bar:
-        for start in range(0, len(crops), batch_size):
-            batch = slice(start, start + batch_size)
-            part = encoder.encode(prepare(bank, images[batch], boxes[batch], encoder.preprocess, device)).float().cpu()
+    starts = range(0, len(crops), batch_size)
+    with (
+        torch.inference_mode(),
+        closing(bank.walk([images[start : start + batch_size] for start in starts])) as walk,
+        progress.bar("embedding", len(crops), "crop") as bar,
+    ):
+        for start, (squares, rows) in zip(starts, walk, strict=True):
+            batch = prepare(squares, rows, boxes[start : start + batch_size], encoder.preprocess, device)
+            part = encoder.encode(batch).float().cpu()
             bad = torch.nonzero(~torch.isfinite(part).all(1) | (part == 0).all(1))
             if len(bad):
                 raise InputError(
@@ -74,9 +81,9 @@ def embed(
 
 
 def prepare(
-    bank: ImageBank, images: np.ndarray, boxes: np.ndarray, preprocess: Preprocess, device: torch.device
+    squares: Squares, images: np.ndarray, boxes: np.ndarray, preprocess: Preprocess, device: torch.device
 ) -> torch.Tensor:
-    """A network's input for one crop each of the images [B]: boxes [B, 4] int64 in the bank's px -> float32 [B, 3, S, S].
+    """A network's input for one crop each of the images [B]: boxes [B, 4] int64 in the squares' px -> float32 [B, 3, S, S].
 
     Crops of one size go together; each is cut, resized and normalised as it would be alone.
     """
@@ -85,7 +92,7 @@ def prepare(
     result = None
     for number, size in enumerate(sizes.tolist()):
         rows = np.flatnonzero(group == number)
-        part = preprocess(bank.cut(images[rows], boxes[rows, :2], tuple(size), device))
+        part = preprocess(squares.cut(images[rows], boxes[rows, :2], tuple(size), device))
         if len(sizes) == 1:
             return part
         if result is None:

@@ -5,9 +5,10 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,34 +31,24 @@ MAX_SIDE = 4096
 RESIDENT_SHARE = 0.5
 """Of a GPU's free memory, what a bank may take; a larger one is read from disk batch by batch."""
 
+Rows = TypeVar("Rows", slice, np.ndarray)
 
-class ImageBank:
-    """Decoded images [N, S, S, 3] uint8 RGB: of each the centre square, its side resized to S.
+
+class Squares:
+    """Images [N, S, S, 3] uint8 RGB in one tensor.
 
     Attributes
     ----------
-    sizes : [N, 2] int64
-        Width and height of the originals in px.
     side : int
         S in px.
-    folder : Path
-        Where the pixels lie.
     """
 
-    def __init__(self, pixels: np.ndarray, sizes: np.ndarray, folder: Path) -> None:
-        self.sizes = sizes
+    def __init__(self, pixels: np.ndarray) -> None:
         self.side = pixels.shape[1]
-        self.folder = folder
         self._pixels = torch.from_numpy(pixels)
 
     def __len__(self) -> int:
         return len(self._pixels)
-
-    def to(self, device: torch.device) -> "ImageBank":
-        """The bank itself, its pixels now in a GPU's memory if they fit well."""
-        if device.type == "cuda" and self._pixels.nbytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
-            self._pixels = self._pixels.to(device)
-        return self
 
     def read(self, rows: slice | np.ndarray, device: torch.device) -> torch.Tensor:
         """The images `rows` on `device`, uint8 [B, S, S, 3]."""
@@ -85,20 +76,43 @@ class ImageBank:
         y = corner[:, 1, None] + torch.arange(size[1], device=where)
         return self._moved(self._pixels[row[:, None, None], y[:, :, None], x[:, None, :]], device)
 
-    def to_image(self, boxes: np.ndarray, of: np.ndarray) -> np.ndarray:
-        """Boxes [..., 4] (x0, y0, x1, y1) in the bank's px as boxes of the original images `of` [...], float64 in their px."""
-        sizes = self.sizes[of]
-        short = sizes.min(-1, keepdims=True)
-        corner = (sizes - short) // 2
-        points = np.asarray(boxes, dtype=np.float64).reshape(*np.shape(boxes)[:-1], 2, 2)
-        points = points * (short / self.side)[..., None] + corner[..., None, :]
-        return points.reshape(*points.shape[:-2], 4)
-
     @staticmethod
     def _moved(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
         if pixels.device == device or device.type == "cpu":
             return pixels
         return pixels.pin_memory().to(device, non_blocking=True)
+
+
+class ImageBank(Squares):
+    """Decoded images: of each the centre square, its side resized to S.
+
+    Attributes
+    ----------
+    sizes : [N, 2] int64
+        Width and height of the originals in px.
+    folder : Path
+        Where the pixels lie.
+    """
+
+    def __init__(self, pixels: np.ndarray, sizes: np.ndarray, folder: Path) -> None:
+        super().__init__(pixels)
+        self.sizes = sizes
+        self.folder = folder
+
+    def to(self, device: torch.device) -> "ImageBank":
+        """The bank itself, its pixels now in a GPU's memory if they fit well."""
+        if device.type == "cuda" and self._pixels.nbytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+            self._pixels = self._pixels.to(device)
+        return self
+
+    def walk(self, parts: Iterable[Rows]) -> Generator[tuple[Squares, Rows], None, None]:
+        """For each part of the images, squares that hold it, and its rows in them."""
+        for rows in parts:
+            yield self, rows
+
+    def to_image(self, boxes: np.ndarray, of: np.ndarray) -> np.ndarray:
+        """Boxes [..., 4] (x0, y0, x1, y1) in the bank's px as boxes of the original images `of` [...], float64 in their px."""
+        return from_square(boxes, self.side, self.sizes[of])
 
 
 def open_bank(
@@ -126,9 +140,7 @@ def open_bank(
     StoreError
         The folder cannot be written, or the disk has no room.
     """
-    if side is not None and (type(side) is not int or not 1 <= side <= MAX_SIDE):
-        raise ConfigError(f"bank_side must be a whole number of px within 1..{MAX_SIDE}, got {side!r}")
-    side = side or min(largest, _largest_side(images))
+    side = side_for(images, largest, side)
     identity = fingerprint([FORMAT, images.fingerprint, side])
     root = folder or cache_folder() / "banks"
     place = root / identity[:20]
@@ -143,6 +155,16 @@ def open_bank(
     if not images.lasting:
         weakref.finalize(bank, shutil.rmtree, final, ignore_errors=True)
     return bank
+
+
+def side_for(images: ImageSet, largest: int, side: int | None) -> int:
+    """The side of the images' squares in px: `side`, or else `largest`, or less where the first images are all smaller."""
+    if side is None:
+        spread = np.unique(np.linspace(0, len(images) - 1, min(PROBED, len(images)), dtype=int))
+        return min(largest, max(min(images.load(int(i)).size) for i in spread))
+    if type(side) is not int or not 1 <= side <= MAX_SIDE:
+        raise ConfigError(f"bank_side must be a whole number of px within 1..{MAX_SIDE}, got {side!r}")
+    return side
 
 
 def cache_folder() -> Path:
@@ -160,10 +182,13 @@ def squared(image: Image.Image, side: int) -> np.ndarray:
     return np.asarray(image)
 
 
-def _largest_side(images: ImageSet) -> int:
-    """The largest of some evenly spread images' shorter sides, in px."""
-    spread = np.unique(np.linspace(0, len(images) - 1, min(PROBED, len(images)), dtype=int))
-    return max(min(images.load(int(i)).size) for i in spread)
+def from_square(boxes: np.ndarray, side: int, sizes: np.ndarray) -> np.ndarray:
+    """Boxes [..., 4] in px of squares of `side` as boxes of the originals, which have the `sizes` [..., 2]; float64."""
+    short = sizes.min(-1, keepdims=True)
+    corner = (sizes - short) // 2
+    points = np.asarray(boxes, dtype=np.float64).reshape(*np.shape(boxes)[:-1], 2, 2)
+    points = points * (short / side)[..., None] + corner[..., None, :]
+    return points.reshape(*points.shape[:-2], 4)
 
 
 def _held(place: Path, identity: str, count: int, side: int) -> ImageBank | None:
@@ -213,8 +238,9 @@ def _require_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise StoreError(
-            f"the decoded images need {needed / 1e9:.2f} GB, but {folder.parent} has {free / 1e9:.2f} GB free; free some, or "
-            "give another folder (--bank), a smaller side (--bank-side) or fewer images (--max-images)"
+            f"the decoded images need {needed / 1e9:.2f} GB, but {folder.parent} has {free / 1e9:.2f} GB free; free some, "
+            "keep none (--bank stream), or give another folder (--bank), a smaller side (--bank-side) or fewer images "
+            "(--max-images)"
         )
 
 

@@ -1,4 +1,4 @@
-"""Images in a fixed order, decoded when asked for: from a folder, a zip or a Dataset."""
+"""Images in a fixed order, decoded when asked for: from a folder, a zip, tar shards or a Dataset."""
 
 import hashlib
 import io
@@ -136,10 +136,10 @@ def open_images(
         one folder down), with one sub-folder a class (order as torchvision's ImageFolder), or with images only
         (no labels). In a zip, a single folder around everything is looked through. Names that start with a dot are
         ignored. Or a Hugging Face dataset: a hub id ("owner/name" or "owner/name@split"), a .parquet or .arrow file, a
-        folder made by save_to_disk, or the object. Or any object with a length whose items are (image, int label) or an
-        image alone: PIL, uint8 array
-        [H, W] or [H, W, 3], uint8 tensor [3, H, W], or float tensor [3, H, W] within 0..1. Its items are read under a
-        lock, because its code may not be made for threads.
+        folder made by save_to_disk, or the object. Or WebDataset shards, read where they lie: a .tar, a pattern such as
+        "shard-{000000..000099}.tar", or a folder that holds only shards. Or any object with a length whose items are
+        (image, int label) or an image alone: PIL, uint8 array [H, W] or [H, W, 3], uint8 tensor [3, H, W], or float
+        tensor [3, H, W] within 0..1. Its items are read under a lock, because its code may not be made for threads.
     max_images : int, optional
         Keep this many images, spread evenly over the set and balanced over its classes, in the original order.
     seed : int
@@ -160,9 +160,11 @@ def open_images(
     for name, value, low in (("max_images", max_images, 1), ("seed", seed, 0)):
         if (value is not None or name == "seed") and (type(value) is not int or value < low):
             raise ConfigError(f"{name} must be a whole number of at least {low}, got {value!r}")
-    from psi_fast import hf_datasets  # which makes ImageSets
+    from psi_fast import hf_datasets, tar_shards  # which make ImageSets
 
-    if hf_datasets.is_dataset(source) or (isinstance(source, str) and hf_datasets.names_dataset(source)):
+    if isinstance(source, (str, os.PathLike)) and tar_shards.names_shards(os.fspath(source)):
+        images = tar_shards.open_shards(os.fspath(source), progress)
+    elif hf_datasets.is_dataset(source) or (isinstance(source, str) and hf_datasets.names_dataset(source)):
         images = hf_datasets.open_dataset(source)
     elif isinstance(source, (str, os.PathLike)):
         images = _from_tree(open_tree(Path(source)))

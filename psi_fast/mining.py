@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from psi_fast.config import PSIConfig
 from psi_fast.errors import InputError
 from psi_fast.forward import step_of
 from psi_fast.image_bank import ImageBank
+from psi_fast.image_stream import ImageStream
 from psi_fast.networks import Network
 from psi_fast.progress import Progress
 from psi_fast.results import TopPatches
@@ -23,7 +25,7 @@ from psi_fast_kernels.topk_merge import Extremes, TopK, empty_top_k, topk_merge
 def mine(
     taps: Sequence[ActivationTap],
     network: Network,
-    bank: ImageBank,
+    bank: ImageBank | ImageStream,
     names: Sequence[str],
     channels: Sequence[np.ndarray],
     config: PSIConfig,
@@ -44,11 +46,17 @@ def mine(
     rankings = [_Ranking(tap, ids, names, config) for tap, ids in zip(taps, channels, strict=True)]
     joint = JointTap(taps)
     batch_size = step_of(joint.device, config.batch_size)
-    with joint, torch.inference_mode(), progress.bar("mining", len(bank), "img") as bar:
-        for first in range(0, len(bank), batch_size):
-            pixels = bank.read(slice(first, first + batch_size), joint.device)
+    parts = [slice(first, first + batch_size) for first in range(0, len(bank), batch_size)]
+    with (
+        joint,
+        torch.inference_mode(),
+        closing(bank.walk(parts)) as walk,
+        progress.bar("mining", len(bank), "img") as bar,
+    ):
+        for part, (squares, rows) in zip(parts, walk, strict=True):
+            pixels = squares.read(rows, joint.device)
             for ranking, activations in zip(rankings, joint(network.preprocess(pixels)), strict=True):
-                ranking.add(activations, first)
+                ranking.add(activations, part.start)
             bar.update(len(pixels))
     return [ranking.result() for ranking in rankings]
 

@@ -15,6 +15,7 @@ from psi_fast.encoders import Encoder
 from psi_fast.environment import device_info, versions
 from psi_fast.evaluation import Background, evaluate
 from psi_fast.image_bank import ImageBank
+from psi_fast.image_stream import ImageStream
 from psi_fast.images import ImageSet
 from psi_fast.mining import mine, random_patches
 from psi_fast.networks import Network
@@ -37,7 +38,7 @@ class Inputs:
     taps: Sequence[ActivationTap]
     channels: Sequence[np.ndarray]
     images: ImageSet
-    bank: ImageBank
+    bank: ImageBank | ImageStream
     encoder: Encoder
     text: Bank
     config: PSIConfig
@@ -163,7 +164,7 @@ def _account(
         "channels": len(table),
         "images": len(images),
         "concepts": len(inputs.text.names),
-        "bank": {"side_px": bank.side, "folder": str(bank.folder) if images.lasting else "kept for this run only"},
+        "bank": {"side_px": bank.side, "folder": _kept(bank, images.lasting)},
         "distinct_crops": crops,
         "patch": {
             own.layer: {"mode": str(own.field.mode), "size_px": list(own.field.size), "note": own.field.note}
@@ -177,3 +178,9 @@ def _account(
         "crops_per_second": round(crops / bars.seconds["embedding"], 1),
         "warnings": list(dict.fromkeys(said)),
     }
+
+
+def _kept(bank: ImageBank | ImageStream, lasting: bool) -> str:
+    if isinstance(bank, ImageStream):
+        return "none, decoded when needed"
+    return str(bank.folder) if lasting else "kept for this run only"

@@ -146,6 +146,7 @@ def test_too_little_room_is_said_before_decoding(tmp_path, monkeypatch):
     text = message(opened, images, tmp_path, side=32, error=StoreError)
     assert loads == []
     assert "need 0.00 GB" in text
+    assert "--bank stream" in text
     assert str(tmp_path) in text
     assert folders(tmp_path) == []
 
