@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import closing
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from psi_fast.image_bank import ImageBank, Squares
 from psi_fast.image_stream import ImageStream
 from psi_fast.preprocess import Preprocess
 from psi_fast.progress import Progress
+
+WINDOW = 256
+"""Crops that follow one another in the order of their images and are put in order of size: those of one size go together."""
 
 
 def distinct_crops(images: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -57,48 +61,58 @@ def embed(
         An embedding is not finite or zero.
     """
     encoder = encoder.to(device)
-    batch_size = step_of(device, config.batch_size)
     images, boxes = crops[:, 0].astype(np.int64), whole_pixels(crops[:, 1:], bank.side)
-    parts: list[torch.Tensor] = []
-    starts = range(0, len(crops), batch_size)
+    windows = [slice(start, start + WINDOW) for start in range(0, len(crops), WINDOW)]
+    batch_size, size = step_of(device, config.batch_size), encoder.preprocess.size
+    space = torch.empty(batch_size, size, size, 3, device=device)
+    result: torch.Tensor | None = None
     with (
         torch.inference_mode(),
-        closing(bank.walk([images[start : start + batch_size] for start in starts])) as walk,
+        closing(bank.walk([images[window] for window in windows])) as walk,
         progress.bar("embedding", len(crops), "crop") as bar,
     ):
-        for start, (squares, rows) in zip(starts, walk, strict=True):
-            batch = prepare(squares, rows, boxes[start : start + batch_size], encoder.preprocess, device)
-            part = encoder.encode(batch).float().cpu()
-            bad = torch.nonzero(~torch.isfinite(part).all(1) | (part == 0).all(1))
-            if len(bad):
-                raise InputError(
-                    f"embedding: {encoder.name} returns a vector that is zero or not finite for a crop of image "
-                    f"{names[images[start + int(bad[0])]]!r}; check the encoder's weights and precision"
-                )
-            parts.append(normalize(part.double(), dim=1, eps=0).float())
-            bar.update(len(part))
-    return torch.cat(parts)
+        for window, (squares, rows) in zip(windows, walk, strict=True):
+            order = np.lexsort((boxes[window, 2:] - boxes[window, :2]).T)
+            for start in range(0, len(order), batch_size):
+                batch = order[start : start + batch_size]
+                found = window.start + batch
+                pixels = prepare(squares, rows[batch], boxes[found], encoder.preprocess, device, space)
+                part = encoder.encode(pixels).float().cpu()
+                bad = torch.nonzero(~torch.isfinite(part).all(1) | (part == 0).all(1))
+                if len(bad):
+                    raise InputError(
+                        f"embedding: {encoder.name} returns a vector that is zero or not finite for a crop of image "
+                        f"{names[images[found[int(bad[0])]]]!r}; check the encoder's weights and precision"
+                    )
+                if result is None:
+                    result = torch.empty(len(crops), part.shape[1])
+                result[torch.from_numpy(found)] = normalize(part.double(), dim=1, eps=0).float()
+                bar.update(len(part))
+    assert result is not None, "there is at least one crop"
+    return result
 
 
 def prepare(
-    squares: Squares, images: np.ndarray, boxes: np.ndarray, preprocess: Preprocess, device: torch.device
+    squares: Squares,
+    images: np.ndarray,
+    boxes: np.ndarray,
+    preprocess: Preprocess,
+    device: torch.device,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """A network's input for one crop each of the images [B]: boxes [B, 4] int64 in the squares' px -> float32 [B, 3, S, S].
 
-    Crops of one size go together; each is cut, resized and normalised as it would be alone.
+    Neighbours of one size go together; each is cut, resized and normalised as it would be alone. With `out`, float32
+    [B or more, S, S, 3], the result lies in its first B rows.
     """
-    sizes, group = np.unique(boxes[:, 2:] - boxes[:, :2], axis=0, return_inverse=True)
-    group = group.reshape(-1)
-    result = None
-    for number, size in enumerate(sizes.tolist()):
-        rows = np.flatnonzero(group == number)
-        part = preprocess(squares.cut(images[rows], boxes[rows, :2], tuple(size), device))
-        if len(sizes) == 1:
-            return part
-        if result is None:
-            result = part.new_empty(len(images), *part.shape[1:])
-        result[torch.from_numpy(rows).to(device)] = part
-    return result
+    if out is None:
+        out = torch.empty(len(boxes), preprocess.size, preprocess.size, 3, device=device)
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    changes = np.flatnonzero((sizes[1:] != sizes[:-1]).any(1)) + 1
+    for start, stop in pairwise([0, *changes.tolist(), len(boxes)]):
+        cut = squares.cut(images[start:stop], boxes[start:stop, :2], tuple(sizes[start].tolist()), device)
+        preprocess(cut, out[start:stop])
+    return out[: len(boxes)].permute(0, 3, 1, 2)
 
 
 def whole_pixels(boxes: np.ndarray, side: int) -> np.ndarray:

@@ -46,6 +46,8 @@ def mine(
     rankings = [_Ranking(tap, ids, names, config) for tap, ids in zip(taps, channels, strict=True)]
     joint = JointTap(taps)
     batch_size = step_of(joint.device, config.batch_size)
+    size = network.preprocess.size
+    space = torch.empty(batch_size, size, size, 3, device=joint.device)
     parts = [slice(first, first + batch_size) for first in range(0, len(bank), batch_size)]
     with (
         joint,
@@ -55,7 +57,9 @@ def mine(
     ):
         for part, (squares, rows) in zip(parts, walk, strict=True):
             pixels = squares.read(rows, joint.device)
-            for ranking, activations in zip(rankings, joint(network.preprocess(pixels)), strict=True):
+            for ranking, activations in zip(
+                rankings, joint(network.preprocess(pixels, space[: len(pixels)])), strict=True
+            ):
                 ranking.add(activations, part.start)
             bar.update(len(pixels))
     return [ranking.result() for ranking in rankings]
