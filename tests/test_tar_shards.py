@@ -20,7 +20,13 @@ from psi_fast.tar_shards import names_shards
 
 webdataset = pytest.importorskip("webdataset")
 COUNT = 12
-KINDS = {"link": tarfile.SYMTYPE, "hard link": tarfile.LNKTYPE, "device": tarfile.CHRTYPE, "pipe": tarfile.FIFOTYPE}
+KINDS = {
+    "link": tarfile.SYMTYPE,
+    "hard link": tarfile.LNKTYPE,
+    "device": tarfile.CHRTYPE,
+    "pipe": tarfile.FIFOTYPE,
+    "sparse": tarfile.GNUTYPE_SPARSE,
+}
 
 
 def png(number):
@@ -94,7 +100,7 @@ def test_scores_are_those_of_the_same_images_in_a_folder(pictures, tmp_path, ban
     ("members", "names"),
     [
         ([{"json": {"label": i % 3, "width": 4}} for i in range(6)], ["0", "1", "2"]),
-        ([{"json": {"cls": f"{10 * (i % 3)}"}} for i in range(6)], ["0", "10", "20"]),
+        ([{"json": {"cls": f"{5 * (i % 3)}"}} for i in range(6)], ["0", "5", "10"]),
         ([{"cls": 9 - i % 3, "json": {"label": "other"}} for i in range(6)], ["7", "8", "9"]),
         ([{"cls": ["dog", "cat", "émeu"][i % 3]} for i in range(6)], ["cat", "dog", "émeu"]),
         ([{"json": {"width": 4}, "txt": "3"} for _ in range(6)], None),
@@ -150,7 +156,7 @@ def test_members_are_grouped_as_webdataset_does(tmp_path):
         ("a/b.c/y.seg.png", png(1)),  # beside the image that is just .jpg
         ("a/b.c/y.txt", b"text"),
         ("README", b"no sample"),
-        ("__index__", b"no sample"),
+        ("__index__/x.png", b"no sample"),
         ("b.input.png", png(2)),
         ("./._b.png", b"no sample"),
     ]
@@ -219,6 +225,7 @@ def test_a_name_or_label_that_is_no_unicode_can_be_written(tmp_path):
         ([("a.png", b"."), ("b.png", "hard link")], "'b.png' is a link"),
         ([("b.png", "device")], "'b.png' is a device"),
         ([("b.png", "pipe")], "'b.png' is a device"),
+        ([("b.png", "sparse")], "'b.png' is a sparse file"),
         ([("a.png", b"."), ("a.jpg", b".")], "sample 'a' has two images, .png and .jpg"),
         ([("img.1.png", b"."), ("img.2.png", b".")], "up to the first dot"),
         ([("a.png", b"."), ("a.PNG", b".")], "sample 'a' has two members .png"),
@@ -267,7 +274,7 @@ def test_a_truncated_tar_is_one_line_wherever_it_is_cut(shards):
         0,
         100,
         600,
-        512 + infos[0].size - 1,
+        infos[0].offset_data + infos[0].size - 1,
         infos[1].offset,
         infos[1].offset + 9,
         infos[-1].offset,
@@ -279,6 +286,8 @@ def test_a_truncated_tar_is_one_line_wherever_it_is_cut(shards):
         text = message(open_images, shards)
         assert "shard-000.tar" in text
         assert "again" in text
+    path.write_bytes(data[: infos[0].offset_data + infos[0].size - 1])
+    assert "truncated within '000.cls'" in message(open_images, shards)
     path.write_bytes(data[: end + 512])
     assert len(open_images(shards)) == COUNT
 
