@@ -1,6 +1,6 @@
 """TopPatches + bank -> embeddings: each distinct crop cut, prepared and encoded once, in batches on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from itertools import pairwise
 
@@ -62,34 +62,49 @@ def embed(
     """
     encoder = encoder.to(device)
     images, boxes = crops[:, 0].astype(np.int64), whole_pixels(crops[:, 1:], bank.side)
-    windows = [slice(start, start + WINDOW) for start in range(0, len(crops), WINDOW)]
-    batch_size, size = step_of(device, config.batch_size), encoder.preprocess.size
-    space = torch.empty(batch_size, size, size, 3, device=device)
+    batches = prepared(bank, images, boxes, encoder.preprocess, device, step_of(device, config.batch_size))
     result: torch.Tensor | None = None
-    with (
-        torch.inference_mode(),
-        closing(bank.walk([images[window] for window in windows])) as walk,
-        progress.bar("embedding", len(crops), "crop") as bar,
-    ):
-        for window, (squares, rows) in zip(windows, walk, strict=True):
+    with torch.inference_mode(), closing(batches), progress.bar("embedding", len(crops), "crop") as bar:
+        for rows, pixels in batches:
+            part = encoder.encode(pixels).float().cpu()
+            bad = torch.nonzero(~torch.isfinite(part).all(1) | (part == 0).all(1))
+            if len(bad):
+                raise InputError(
+                    f"embedding: {encoder.name} returns a vector that is zero or not finite for a crop of image "
+                    f"{names[images[rows[int(bad[0])]]]!r}; check the encoder's weights and precision"
+                )
+            if result is None:
+                result = torch.empty(len(crops), part.shape[1])
+            result[torch.from_numpy(rows)] = normalize(part.double(), dim=1, eps=0).float()
+            bar.update(len(part))
+    assert result is not None, "a run has a crop"
+    return result
+
+
+def prepared(
+    bank: ImageBank | ImageStream,
+    images: np.ndarray,
+    boxes: np.ndarray,
+    preprocess: Preprocess,
+    device: torch.device,
+    batch_size: int,
+) -> Generator[tuple[np.ndarray, torch.Tensor], None, None]:
+    """Crops in batches: which they are [B], and a network's input [B, 3, S, S], overwritten by the next batch.
+
+    Parameters
+    ----------
+    images, boxes : [U] int64 and [U, 4] int64
+        Images in ascending order, and boxes in the bank's px.
+    """
+    space = torch.empty(batch_size, preprocess.size, preprocess.size, 3, device=device)
+    windows = [slice(start, start + WINDOW) for start in range(0, len(images), WINDOW)]
+    with closing(bank.walk([images[window] for window in windows])) as walk:
+        for window, (squares, places) in zip(windows, walk, strict=True):
             order = np.lexsort((boxes[window, 2:] - boxes[window, :2]).T)
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
-                found = window.start + batch
-                pixels = prepare(squares, rows[batch], boxes[found], encoder.preprocess, device, space)
-                part = encoder.encode(pixels).float().cpu()
-                bad = torch.nonzero(~torch.isfinite(part).all(1) | (part == 0).all(1))
-                if len(bad):
-                    raise InputError(
-                        f"embedding: {encoder.name} returns a vector that is zero or not finite for a crop of image "
-                        f"{names[images[found[int(bad[0])]]]!r}; check the encoder's weights and precision"
-                    )
-                if result is None:
-                    result = torch.empty(len(crops), part.shape[1])
-                result[torch.from_numpy(found)] = normalize(part.double(), dim=1, eps=0).float()
-                bar.update(len(part))
-    assert result is not None, "there is at least one crop"
-    return result
+                rows = window.start + batch
+                yield rows, prepare(squares, places[batch], boxes[rows], preprocess, device, space)
 
 
 def prepare(

@@ -1,0 +1,192 @@
+"""Finding and cutting the top patches: against bare forward passes, PIL's loop over crops, and semanticlens.
+
+    python benchmarks/collection.py                     # 1000 images of Tiny-ImageNet val
+
+Three questions, each answered within one run: how much longer than its forward passes mining takes; how much faster crops are
+prepared than one by one with open_clip's own transform, and how close the embeddings are; and whether mining is faster than
+semanticlens' collection, with the same top images where a channel is positive, and right where it never is.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image
+from tiny_imagenet import arguments
+from torch.nn.functional import cosine_similarity
+from torch.utils.data import Dataset
+
+from psi_fast import PSIConfig
+from psi_fast.activation_tap import ActivationTap
+from psi_fast.crops import prepared
+from psi_fast.encoders import load_encoder
+from psi_fast.forward import step_of
+from psi_fast.image_bank import ImageBank, open_bank
+from psi_fast.images import ImageSet, open_images
+from psi_fast.mining import mine
+from psi_fast.networks import Network, load_network
+from psi_fast.preprocess import Preprocess
+from psi_fast.progress import Progress
+from psi_fast.results import TopPatches
+
+CPU = torch.device("cpu")
+CROPS = 200
+QUIET = Progress(False)
+
+
+def seconds(*works: Callable[[], object], rounds: int) -> list[float]:
+    """The median time of each, taken in turns so that a slow moment of the machine falls on all."""
+    times: list[list[float]] = [[] for _ in works]
+    for _ in range(rounds):
+        for work, own in zip(works, times, strict=True):
+            start = time.perf_counter()
+            work()
+            own.append(time.perf_counter() - start)
+    return [median(own) for own in times]
+
+
+def collect(network: Network, layer: str, bank: ImageBank, names: list[str], top_k: int) -> TopPatches:
+    """The top patches of the layer's channels."""
+    tap = ActivationTap(network, layer, CPU)
+    return mine([tap], network, bank, names, [np.arange(tap.channels)], PSIConfig(top_k=top_k), QUIET)[0]
+
+
+def overhead(network: Network, layer: str, bank: ImageBank, names: list[str], top_k: int) -> dict[str, float]:
+    """Mining against forward passes of the whole network on the same batches, which are ready in memory."""
+    size = step_of(CPU, 32)
+    batches = [network.preprocess(bank.read(slice(i, i + size), CPU)) for i in range(0, len(bank), size)]
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for batch in batches:
+                network.module.eval()(batch)
+
+    mining, forward = seconds(lambda: collect(network, layer, bank, names, top_k), bare, rounds=5)
+    return {"images": len(bank), "mining s": mining, "forward passes s": forward, "ratio": mining / forward}
+
+
+def crops(bank: ImageBank, encoder: str) -> dict[str, float]:
+    """Crops prepared in batches, and one by one as open_clip does; the embeddings of both."""
+    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    transform, preprocess = (
+        open_clip.image_transform(224, is_train=False, mean=mean, std=std),
+        Preprocess(224, 224, mean, std),
+    )
+    rng = np.random.default_rng(0)
+    images = np.sort(rng.integers(0, len(bank), CROPS))
+    half = bank.side // 2
+    corners = rng.integers(-half // 2, half + half // 2, (CROPS, 2))
+    boxes = np.concatenate((corners, corners + half), 1).clip(0, bank.side)  # as fields are at the border
+    originals = [Image.fromarray(square) for square in bank.read(images, CPU).numpy()]
+
+    def batches():
+        return prepared(bank, images, boxes, preprocess, CPU, step_of(CPU, 32))
+
+    def batched() -> None:
+        for _ in batches():
+            pass
+
+    def loop() -> list[torch.Tensor]:
+        return [transform(image.crop(box.tolist())) for image, box in zip(originals, boxes, strict=True)]
+
+    ours, pil = seconds(batched, loop, rounds=21)
+    embedding = load_encoder(encoder)
+    wanted, cosine = torch.stack(loop()), []
+    for rows, pixels in batches():
+        cosine.append(cosine_similarity(embedding.encode(pixels), embedding.encode(wanted[rows])))
+    return {
+        "crops": CROPS,
+        "batched ms a crop": 1e3 * ours / CROPS,
+        "PIL loop ms a crop": 1e3 * pil / CROPS,
+        "times faster": pil / ours,
+        "smallest cosine": float(torch.cat(cosine).min()),
+    }
+
+
+class Prepared(Dataset):
+    """The images as a Dataset of (tensor, label), prepared one by one, as semanticlens takes them."""
+
+    name = "images"
+
+    def __init__(self, images: ImageSet, preprocess: Preprocess) -> None:
+        self._images = images
+        self._transform = open_clip.image_transform(
+            preprocess.size, is_train=False, mean=preprocess.mean, std=preprocess.std
+        )
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self._transform(self._images.load(index)), 0
+
+
+def against_semanticlens(network: Network, layer: str, images: ImageSet, top_k: int) -> dict[str, float]:
+    """Both from image files to the top images, by the channels' spatial maxima."""
+    from semanticlens.component_visualization import ActivationComponentVisualizer, aggregators
+
+    logging.getLogger("semanticlens").setLevel(logging.ERROR)
+    found: dict[str, torch.Tensor | TopPatches] = {}
+    prepared_images = Prepared(images, network.preprocess)
+
+    def theirs() -> None:
+        visualizer = ActivationComponentVisualizer(
+            network.module.eval(), prepared_images, prepared_images, [layer], top_k, CPU, aggregators.aggregate_conv_max
+        )
+        found["theirs"] = visualizer.run(batch_size=32)[layer].sample_ids
+
+    def ours() -> None:
+        with TemporaryDirectory() as folder:
+            bank = open_bank(images, network.preprocess.resize, folder=Path(folder), progress=QUIET)
+            found["ours"] = collect(network, layer, bank, images.names, top_k)
+
+    own, other = seconds(ours, theirs, rounds=3)
+    top, ids = found["ours"], found["theirs"].numpy()
+    positive, never = top.values[:, -1] > 0, top.highest <= 0
+    shared = [len(np.intersect1d(a, b)) / top_k for a, b in zip(top.images, ids, strict=True)]
+    return {
+        "images": len(images),
+        "ours s": own,
+        "semanticlens s": other,
+        "times faster": other / own,
+        "channels with top_k positive images": int(positive.sum()),
+        "their share of top images in common": float(np.mean(np.array(shared)[positive])),
+        "channels never positive": int(never.sum()),
+        "of these, without an image in semanticlens": int((ids[never] == -1).all(1).sum()),
+        "of these, with top_k images in psi_fast": int((top.images[never] >= 0).all(1).sum()),
+    }
+
+
+def main() -> None:
+    """Print the figures, and write them as JSON when asked to."""
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--network", default="efficientnet-lite:lite0")
+    parser.add_argument("--layer", default="_conv_head")
+    parser.add_argument("--encoder", default="classifier:efficientnet-lite:lite2")
+    parser.add_argument("--max-images", type=int, default=1000)
+    parser.add_argument("--top-k", type=int, default=20)
+    options = parser.parse_args()
+    network = load_network(options.network)
+    images = open_images(options.images, max_images=options.max_images)
+    with TemporaryDirectory() as folder:
+        bank = open_bank(images, network.preprocess.resize, folder=Path(folder), progress=QUIET)
+        figures = {
+            "mining": overhead(network, options.layer, bank, images.names, options.top_k),
+            "crops": crops(bank, options.encoder),
+            "semanticlens": against_semanticlens(network, options.layer, images, options.top_k),
+        }
+    text = json.dumps(figures, indent=2)
+    print(text)  # noqa: T201
+    if options.json:
+        options.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
