@@ -11,7 +11,8 @@ from torch import nn
 
 from psi_fast import checkpoints
 from psi_fast.errors import ModelError
-from psi_fast.networks import Network, Preprocess, load_network
+from psi_fast.networks import Network, load_network
+from psi_fast.preprocess import Preprocess
 
 
 class TestSpecs:

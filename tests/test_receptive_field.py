@@ -7,7 +7,8 @@ from torch import nn
 
 from psi_fast.activation_tap import ActivationTap
 from psi_fast.errors import ConfigError, ModelError
-from psi_fast.networks import Network, Preprocess, load_network
+from psi_fast.networks import Network, load_network
+from psi_fast.preprocess import Preprocess
 from psi_fast.receptive_field import Field, boxes, measure_field
 
 CPU = torch.device("cpu")
