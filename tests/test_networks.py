@@ -162,6 +162,17 @@ class TestSpecs:
         assert network.name == "my_networks_xyz:build"
         assert network.preprocess == Preprocess(224, 256)
 
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+    @pytest.mark.parametrize("how", ["script", "trace", "inside"])
+    def test_torchscript(self, how):
+        eager = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+        compiled = torch.jit.script(eager) if how == "script" else torch.jit.trace(eager, torch.zeros(1, 3, 8, 8))
+        made = nn.Sequential(compiled, nn.Flatten()) if how == "inside" else compiled
+        where = "in '0', which" if how == "inside" else "TorchScript, which"
+        for network in (made, Network(made, SMALL, "made")):
+            with pytest.raises(ModelError, match=rf"{where} runs its layers as one.*give the nn\.Module"):
+                load_network(network)
+
     def test_module_with_its_own_preprocess(self):
         module = nn.Conv2d(3, 4, 3)
         module.preprocess = SMALL

@@ -2,11 +2,12 @@
 
 import importlib
 
+import torch
 from torch import nn
 
 from psi_fast.checkpoints import one_line
 from psi_fast.errors import ModelError, nearest
-from psi_fast.networks import efficientnet_lite, timm, torchvision
+from psi_fast.networks import efficientnet_lite, timm, torchvision, transformers
 from psi_fast.networks.network import Network, require
 from psi_fast.preprocess import Preprocess
 
@@ -16,6 +17,7 @@ _FAMILIES = {
     "efficientnet-lite": efficientnet_lite.load,
     "torchvision": torchvision.load,
     "timm": timm.load,
+    "transformers": transformers.load,
 }
 
 
@@ -30,6 +32,10 @@ def load_network(spec: str | nn.Module | Network) -> Network:
           random weights), `torchvision:NAME@/path.pth` (a state_dict, .pth or .safetensors). Without weights of its own
           the preprocess is that of the default weights.
         - `timm:NAME`, `timm:NAME@none`, `timm:NAME@/path.safetensors`, with timm's own preprocess.
+        - `transformers:OWNER/NAME` of the model hub or `transformers:/path/to/folder` as save_pretrained makes it, fed as
+          its image processor does; `transformers:MODEL_TYPE@none` (such as vit@none: its default config), or @none behind
+          an id or a folder, for seeded random weights. A config that names an image classifier gives that, any other the
+          model without a head; of two towers the one for images is taken.
         - `package.module:function`, called without arguments, giving an nn.Module or a Network.
         - an nn.Module: fed by its attribute `preprocess` when that is a Preprocess, else as ImageNet networks mostly are
           (shorter side to 256 px, the centre 224 px, ImageNet's mean and deviation).
@@ -39,8 +45,19 @@ def load_network(spec: str | nn.Module | Network) -> Network:
     ------
     ModelError
         For an unknown family, network or weights (with the nearest names), a missing package, a file that cannot be
-        read or does not fit, or a hub that cannot be reached (with the file to fetch).
+        read or does not fit, a hub that cannot be reached (with the file to fetch), or a TorchScript module.
     """
+    network = _load(spec)
+    scripted = [name for name, part in network.module.named_modules() if isinstance(part, torch.jit.ScriptModule)]
+    if scripted:
+        raise ModelError(
+            f"{network.name} is TorchScript{f' in {scripted[0]!r}' if scripted[0] else ''}, which runs its layers as one "
+            "compiled graph, so none of them can be read; give the nn.Module that it was scripted or traced from"
+        )
+    return network
+
+
+def _load(spec: str | nn.Module | Network) -> Network:
     if isinstance(spec, Network):
         return spec
     if isinstance(spec, nn.Module):
@@ -53,8 +70,8 @@ def load_network(spec: str | nn.Module | Network) -> Network:
     if colon and family not in _FAMILIES and rest.isidentifier():
         return _from_function(spec, family, rest)
     raise ModelError(
-        f"network {spec!r} is not understood; expected efficientnet-lite:NAME, torchvision:NAME, timm:NAME or "
-        f"package.module:function{nearest(family, _FAMILIES)}"
+        f"network {spec!r} is not understood; expected efficientnet-lite:NAME, torchvision:NAME, timm:NAME, "
+        f"transformers:OWNER/NAME or package.module:function{nearest(family, _FAMILIES)}"
     )
 
 

@@ -25,7 +25,7 @@ class Network:
     name: str
     """The spec it was loaded from, or the module's class."""
     class_names: list[str] | None = None
-    """Names of its outputs when it is an ImageNet-1k classifier, else None."""
+    """Names of its outputs when it is a classifier whose classes are known, else None."""
     warnings: list[str] = field(default_factory=list)
     """What a reader of the results must know, such as random weights."""
 
