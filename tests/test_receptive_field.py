@@ -9,7 +9,8 @@ from psi_fast.activation_tap import ActivationTap
 from psi_fast.errors import ConfigError, ModelError
 from psi_fast.networks import Network, load_network
 from psi_fast.preprocess import Preprocess
-from psi_fast.receptive_field import Field, boxes, measure_field
+from psi_fast.progress import Progress
+from psi_fast.receptive_field import Field, boxes, measure_field, measure_fields
 
 CPU = torch.device("cpu")
 
@@ -265,3 +266,16 @@ class TestBoxes:
                 (gradient,) = torch.autograd.grad(tap(image)[0, :, position].sum(), image)
             rows, columns = gradient[0].abs().sum(0).nonzero(as_tuple=True)
             assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (y0, y1, x0, x1)
+
+
+def test_fields_of_several_layers():
+    module = nn.Sequential(*stack([(3, 1, 1), (3, 2, 1)], weight=1.0), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 3))
+    module[2].register_forward_hook(lambda _module, _inputs, output: output * 0)
+    fields = measure_fields(Network(module, Preprocess(32, 32), "net"), ["0", "1", "2", "4", "5"], CPU, Progress(False))
+    assert [field.size for field in fields["0"]] == [(3, 3), (3, 3)]
+    assert fields["1"][0].size == (5, 5)
+    assert fields["1"][1] == measure_field(tap_of(module, 32, "1"), 32, "effective", probes=8)
+    assert fields["2"][0].size == (5, 5)
+    assert fields["2"][1] is None  # no gradient
+    assert [field.whole_image for field in fields["4"]] == [True, True]
+    assert fields["5"] == (None, None)
