@@ -154,7 +154,7 @@ class ActivationTap:
                 then()
 
         if self._heads:
-            norms = self._heads.reader()
+            norms = self._heads.reader(self.layer)
             return self._target.register_forward_pre_hook(
                 lambda _module, inputs, keywords: see(norms(inputs, keywords)), with_kwargs=True
             )
@@ -272,7 +272,7 @@ def list_layers(network: "Network") -> list[LayerInfo]:
         return lambda _module, _inputs, output: add(name, type(module).__name__, _first_tensor(output))
 
     def record_heads(name: str, module: nn.Module, heads: Heads) -> Callable[..., None]:
-        norms = heads.reader()
+        norms = heads.reader(name)
 
         def see(_module: nn.Module, inputs: Any, keywords: Any) -> None:
             with suppress(ModelError):  # of attention that `reader` does not understand

@@ -36,10 +36,11 @@ class Heads:
         # torch's own attention hands the projection's weights on and never calls it
         return self.attention if isinstance(self.attention, nn.MultiheadAttention) else self.projection
 
-    def reader(self) -> Callable[[tuple[Any, ...], Mapping[str, Any]], torch.Tensor]:
+    def reader(self, layer: str) -> Callable[[tuple[Any, ...], Mapping[str, Any]], torch.Tensor]:
         """A function from the arguments of `source` to the norms of W_h z_h, float32 [B, T, heads].
 
-        The weights are those at the time of this call. A ModelError says when the arguments are not understood.
+        The weights are those at the time of this call. The function raises a ModelError about `layer` for arguments that it
+        does not understand.
         """
         with torch.inference_mode(False), torch.no_grad():
             columns = self.projection.weight.float().unflatten(1, (self.count, -1)).transpose(0, 1)  # [heads, D, d]
@@ -47,20 +48,23 @@ class Heads:
             triangles = torch.linalg.qr(columns, mode="r").R
 
         def norms(arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> torch.Tensor:
-            outputs = self._outputs(*arguments, **keywords)
+            outputs = self._outputs(layer, *arguments, **keywords)
             with torch.autocast(outputs.device.type, enabled=False):
                 written = outputs.float().transpose(1, 2) @ triangles.mT
             return torch.linalg.vector_norm(written, dim=3).transpose(1, 2)
 
         return norms
 
-    def _outputs(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
+    def _outputs(self, layer: str, *arguments: Any, **keywords: Any) -> torch.Tensor:
         """z [B, T, heads, d]."""
         if isinstance(self.attention, nn.MultiheadAttention):
-            return _attended(self.attention, *arguments, **keywords)
+            return _attended(layer, self.attention, *arguments, **keywords)
         (tokens,) = (*arguments, *keywords.values())
         if tokens.ndim != 3:
-            raise ModelError(f"heads are read from tokens [B, T, C], this attention works on {tuple(tokens.shape)}")
+            raise ModelError(
+                f"layer {layer!r}: heads are read from tokens [B, T, C], and this attention works on {tuple(tokens.shape)}; "
+                "choose another layer"
+            )
         return tokens.unflatten(2, (self.count, -1))
 
 
@@ -110,6 +114,7 @@ def heads_of(module: nn.Module) -> Heads | None:
 
 
 def _attended(
+    layer: str,
     attention: nn.MultiheadAttention,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -124,8 +129,8 @@ def _attended(
     masked = key_padding_mask is not None or attn_mask is not None or is_causal
     if masked or attention.bias_k is not None or attention.add_zero_attn or query.ndim != 3:
         raise ModelError(
-            "heads of nn.MultiheadAttention are read from batches of tokens without masks and without added keys; "
-            "choose another layer"
+            f"layer {layer!r}: heads of nn.MultiheadAttention are read from batches of tokens without masks and without "
+            "added keys; choose another layer"
         )
     tokens = [each if attention.batch_first else each.transpose(0, 1) for each in (query, key, value)]
     if attention.in_proj_weight is None:

@@ -135,6 +135,13 @@ def test_tokens_are_patches_and_the_class_token_is_the_image():
     assert measure_field(tap, 32, "effective", probes=4).size[0] > 8
 
 
+def test_field_measured_inside_inference_mode():
+    network, name = made("timm")
+    with torch.inference_mode(), ActivationTap(network, name + HEADS, CPU) as tap:
+        tap(torch.randn(2, 3, 32, 32))
+        assert measure_field(tap, 32, "effective", probes=1).size[0] > 8
+
+
 def test_heads_beside_a_plain_layer():
     network, name = made("torchvision")
     layer = "encoder.layers.encoder_layer_0.mlp.0"
@@ -157,9 +164,9 @@ def test_ends_before_the_projection(kind):
     for part in ("proj", "o_proj"):
         if hasattr(attention, part):
             projection = getattr(attention, part)
-            projection.forward = boom
+            projection.forward = lambda *_arguments: boom(0)
     if kind == "torchvision":
-        attention.forward = boom
+        attention.forward = lambda *_arguments, **_keywords: boom(0)
     boom.armed = True
     with tap, torch.inference_mode():
         tap(torch.randn(2, 3, 32, 32))
@@ -213,6 +220,17 @@ def test_encoder_layers_of_torch_are_read_too():
     assert "2.self_attn#heads" in [layer.name for layer in list_layers(network)]
 
 
+def test_attention_over_maps():
+    """The heads' outputs as [B, H, W, C], as some networks have them."""
+    attention = nn.Sequential()
+    attention.num_heads, attention.proj = 2, nn.Linear(8, 8)
+    attention.forward = lambda x: attention.proj(x.permute(0, 2, 3, 1))
+    network = Network(nn.Sequential(nn.Conv2d(3, 8, 8, 8), attention), SMALL, "maps")
+    with pytest.raises(ModelError, match=r"^layer '1#heads': heads are read from tokens.*\(2, 4, 4, 8\)"):
+        ActivationTap(network, "1#heads", CPU)
+    assert "1#heads" not in [layer.name for layer in list_layers(network)]
+
+
 class Turned(nn.Module):
     """Attention with a mask, or with tokens in front, as `how` says."""
 
@@ -247,7 +265,7 @@ def test_tokens_in_front_of_the_batch():
 def test_attention_that_is_not_understood(how):
     network = turned(how)
     before = state(network)
-    with pytest.raises(ModelError, match="without masks and without added keys"):
+    with pytest.raises(ModelError, match=r"^layer '2.attention#heads': heads .* without masks and without added keys"):
         ActivationTap(network, "2.attention#heads", CPU)
     assert not [layer for layer in list_layers(network) if layer.name.endswith(HEADS)]
     assert_same_state(before, state(network))

@@ -61,6 +61,10 @@ STACKS = [
 
 
 class TestTheoretical:
+    def test_a_line_short_of_the_border(self):
+        assert measure_field(tap_of(stack([(3, 1, 1)]), 5), 5, "theoretical").size == (3, 3)
+        assert measure_field(tap_of(stack([(3, 1, 1)]), 3), 3, "theoretical").whole_image
+
     @pytest.mark.parametrize("layers", STACKS, ids=str)
     def test_stack_of_convolutions(self, layers):
         size, side, step, offset = 60, *arithmetic(layers)

@@ -198,6 +198,9 @@ def test_text_models_are_refused(tmp_path, monkeypatch):
 
 
 def test_hub_out_of_reach(monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)  # is not asked at all
     monkeypatch.setattr(checkpoints, "_answers", lambda _url: False)
     refused(
         "transformers:google/vit-base-patch16-224",
@@ -214,7 +217,7 @@ def test_hub_that_refuses(monkeypatch):
 
     monkeypatch.setattr(checkpoints, "_answers", lambda _url: True)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    refused("transformers:no/such", "401 Client Error Repository Not Found")
+    refused("transformers:no/such", r"401 Client Error Repository Not Found\): fetch model\.safetensors")
 
 
 def test_files_of_the_hub(tmp_path, monkeypatch):
