@@ -1,23 +1,21 @@
 """Reading a network's layers: which there are, and what one of them outputs. The only module that registers hooks."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import nn
 
+from psi_fast.attention_heads import HEADS, Heads, find_heads, heads_of
 from psi_fast.checkpoints import one_line
 from psi_fast.errors import ModelError, nearest
 from psi_fast.forward import channels_last, in_slices
+from psi_fast.unit_layout import Layout, layout_of
 
 if TYPE_CHECKING:
     from psi_fast.networks import Network
-
-MAX_PREFIX = 8
-"""Most class and register tokens looked for in front of a square of patch tokens."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class LayerInfo:
     """One layer of a network as one image went through it."""
 
     name: str
-    """Name of the module, as in `named_modules`."""
+    """Name of the module, as in `named_modules`; with "#heads" behind it for the heads of an attention module."""
     type: str
     """Its class."""
     shape: tuple[int, ...]
@@ -34,16 +32,6 @@ class LayerInfo:
     """Units it has by the layout rule of `ActivationTap`; 0 when the output has other than 2 to 4 dimensions."""
     calls: int
     """Times it runs in one forward pass; a layer that runs more than once cannot be tapped."""
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Where channels and positions lie in a layer's output."""
-
-    channels: int
-    grid: tuple[int, int] | None
-    prefix: int
-    to_positions: Callable[[torch.Tensor], torch.Tensor]  # [B, ...] -> [B, C, P]
 
 
 class _Stop(BaseException):
@@ -58,6 +46,10 @@ class ActivationTap:
     In a vector [B, C] there is one position. A map whose two equal sides are axes 1 and 2 (Swin's [B, H, W, C]) is
     read with the channel last; it cannot be told from [B, C, H, W] when C = H = W. Tokens behind the patch
     tokens, and attention maps [B, heads, T, T] (read as maps with one channel per head), are not recognised.
+
+    The layer `NAME#heads` is the heads of the attention module NAME as tokens [B, T, heads]: how much head h writes into
+    the residual stream at a token, the Euclidean norm of W_h z_h with z_h the head's output and W_h its columns of the
+    output projection, without the bias. The pass ends before the projection.
 
     Use as a context: inside, the network is in eval mode on `device` with frozen parameters; afterwards, also after an
     error, training flags, requires_grad, hooks and device are as before. Gradients with respect to the input flow
@@ -97,7 +89,8 @@ class ActivationTap:
         self, network: "Network", layer: str, device: torch.device, at: Literal["output", "input"] = "output"
     ) -> None:
         modules = dict(network.module.named_modules())
-        if layer not in modules or not layer:
+        self._heads = find_heads(network.module, layer, network.name) if layer.endswith(HEADS) else None
+        if not self._heads and (layer not in modules or not layer):
             raise ModelError(
                 f"layer {layer!r} not found in {network.name}{nearest(layer, modules)}; list layers with `psi-fast layers`"
             )
@@ -105,7 +98,7 @@ class ActivationTap:
         self.layer = layer
         self.device = torch.device(device)
         self._at = at
-        self._target = modules[layer]
+        self._target = self._heads.source if self._heads else modules[layer]
         self._seen: list[Any] = []
         self._open = 0
         self._cleanup = ExitStack()
@@ -160,11 +153,16 @@ class ActivationTap:
             if then is not None:
                 then()
 
+        if self._heads:
+            norms = self._heads.reader(self.layer)
+            return self._target.register_forward_pre_hook(
+                lambda _module, inputs, keywords: see(norms(inputs, keywords)), with_kwargs=True
+            )
         if self._at == "input":
             return self._target.register_forward_pre_hook(lambda _module, inputs: see(inputs[0] if inputs else None))
         return self._target.register_forward_hook(lambda _module, _inputs, output: see(output))
 
-    def _examine(self) -> tuple[tuple[int, ...], _Layout]:
+    def _examine(self) -> tuple[tuple[int, ...], Layout]:
         """Shape of one image's output and its layout, from two blank images through the whole network."""
         handle = self._hook()
         try:
@@ -188,7 +186,7 @@ class ActivationTap:
                 "[2, C, H, W], [2, T, C] or [2, C]; choose another layer"
             )
         shape = tuple(output.shape[1:])
-        return shape, _layout(shape)
+        return shape, layout_of(shape)
 
 
 class JointTap:
@@ -258,20 +256,29 @@ def list_layers(network: "Network") -> list[LayerInfo]:
     """Every module of `network` that outputs a tensor, in the order they first finish, seen on one blank image.
 
     Of a tuple, list or mapping (a model output of transformers) the first tensor counts. The network itself, as the
-    unnamed module, is left out. Its state is as before afterwards.
+    unnamed module, is left out; heads that can be read are listed as NAME#heads. Its state is as before afterwards.
     """
     found: dict[str, LayerInfo] = {}
 
+    def add(name: str, kind: str, tensor: torch.Tensor | None) -> None:
+        if name in found:
+            found[name] = replace(found[name], calls=found[name].calls + 1)
+        elif tensor is not None:
+            shape = tuple(tensor.shape[1:])
+            channels = layout_of(shape).channels if 1 <= len(shape) <= 3 else 0
+            found[name] = LayerInfo(name, kind, shape, channels, 1)
+
     def record(name: str, module: nn.Module) -> Callable[..., None]:
-        def see(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            tensor = _first_tensor(output)
-            if name in found:
-                first = found[name]
-                found[name] = LayerInfo(name, first.type, first.shape, first.channels, first.calls + 1)
-            elif tensor is not None:
-                shape = tuple(tensor.shape[1:])
-                channels = _layout(shape).channels if 1 <= len(shape) <= 3 else 0
-                found[name] = LayerInfo(name, type(module).__name__, shape, channels, 1)
+        return lambda _module, _inputs, output: add(name, type(module).__name__, _first_tensor(output))
+
+    def record_heads(name: str, module: nn.Module, heads: Heads) -> Callable[..., None]:
+        norms = heads.reader(name)
+
+        def see(_module: nn.Module, inputs: Any, keywords: Any) -> None:
+            with suppress(ModelError):  # of attention that `reader` does not understand
+                tensor = norms(inputs, keywords)
+                if len(tensor) == 1:  # windows have more rows than there are images
+                    add(name + HEADS, type(module).__name__, tensor)
 
         return see
 
@@ -279,6 +286,9 @@ def list_layers(network: "Network") -> list[LayerInfo]:
         for name, module in network.module.named_modules():
             if name:
                 stack.callback(module.register_forward_hook(record(name, module)).remove)
+            if name and (heads := heads_of(module)):
+                see = record_heads(name, module, heads)
+                stack.callback(heads.source.register_forward_pre_hook(see, with_kwargs=True).remove)
         _run(network, torch.zeros, count=1)
     return list(found.values())
 
@@ -312,21 +322,6 @@ def final_linear(network: "Network") -> str:
     return last[-1][0]
 
 
-def _layout(shape: tuple[int, ...]) -> _Layout:
-    """The layout rule of `ActivationTap` for one image's output of 1 to 3 dimensions."""
-    if len(shape) == 1:
-        return _Layout(shape[0], None, 0, lambda output: output.unsqueeze(2))
-    if len(shape) == 2:
-        tokens, channels = shape
-        side = math.isqrt(tokens)
-        prefix = tokens - side * side
-        grid = (side, side) if side and prefix <= MAX_PREFIX else None
-        return _Layout(channels, grid, prefix if grid else 0, lambda output: output.transpose(1, 2))
-    if shape[0] == shape[1] != shape[2]:  # the network's input is square, so equal sides are the picture's
-        return _Layout(shape[2], (shape[0], shape[1]), 0, lambda output: output.permute(0, 3, 1, 2).flatten(2))
-    return _Layout(shape[0], (shape[1], shape[2]), 0, lambda output: output.flatten(2))
-
-
 def _first_tensor(output: Any) -> torch.Tensor | None:
     if isinstance(output, Mapping):
         return next((value for value in output.values() if isinstance(value, torch.Tensor)), None)
@@ -341,6 +336,8 @@ def _run(network: "Network", make: Callable[..., torch.Tensor], count: int = 2) 
     with _frozen(network.module), torch.no_grad():
         try:
             return network.module(make(count, 3, size, size, device=_device(network)))
+        except ModelError:  # from a hook
+            raise
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ModelError(
                 f"{network.name} cannot run on images of [3, {size}, {size}] ({one_line(error)}); give the module an "

@@ -52,8 +52,8 @@ def score(
     model : str, nn.Module or Network
         A spec such as "torchvision:resnet50", or a module, which is fed ImageNet-normalised 224 px images.
     layer : str or sequence of str
-        Keys of `dict(model.named_modules())`; `psi-fast layers` lists them. Several are read in one pass over the
-        images, and each is scored as it would be alone.
+        Keys of `dict(model.named_modules())`, or NAME#heads for the heads of an attention module; `psi-fast layers` lists
+        them. Several are read in one pass over the images, and each is scored as it would be alone.
     images : path or map-style dataset of (image, label)
         Tiny-ImageNet's tree as a folder or zip, an ImageFolder, a folder of images, WebDataset shards ("shard-{00..99}.tar"
         or a folder of them), or a dataset.

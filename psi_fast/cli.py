@@ -80,10 +80,10 @@ def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
         Besides the flags below, --config FILE.toml or --preset {default,paper} set the defaults of the settings.
 
         Args:
-            network: efficientnet-lite:lite0, torchvision:resnet50[@WEIGHTS|@none|@/path.pth], timm:NAME[@none|@/path]
-                or package.module:function.
-            layer: Module whose channels are scored; `psi-fast layers` lists them. Give it again for more layers, which
-                are then read in one pass.
+            network: efficientnet-lite:lite0, torchvision:resnet50[@WEIGHTS|@none|@/path.pth], timm:NAME[@none|@/path],
+                transformers:OWNER/NAME, transformers:/path/to/folder, transformers:vit@none or package.module:function.
+            layer: Module whose channels are scored, or NAME#heads for the heads of an attention module; `psi-fast layers`
+                lists them. Give it again for more layers, which are then read in one pass.
             images: Tiny-ImageNet as a folder or zip, an ImageFolder, a folder of images, a Hugging Face dataset
                 (owner/name[@split], a .parquet or .arrow file, a saved folder), or WebDataset shards (a .tar, a pattern
                 such as "shard-{000000..000099}.tar", a folder of them).
@@ -123,17 +123,33 @@ def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
     return {"score": score, "layers": layers, "show": show, "demo": demo, "env": env}
 
 
-def layers(*, network: str) -> None:
-    """List a network's layers: name, type, output shape, channels.
+def layers(
+    *, network: str, fields: bool = False, device: Literal["auto", "cpu", "cuda"] = "auto", progress: bool = True
+) -> None:
+    """List a network's layers: name, type, output shape and channels.
 
     Args:
         network: As for `psi-fast score`.
+        fields: Measure each layer's receptive field (width x height in px of the network's input): theoretical, what can
+            change a unit at all, and effective, the square that holds 90 % of the squared gradient. Takes seconds a layer.
+        device: Where to measure.
+        progress: Show a progress bar, where stderr is a terminal.
     """
     from psi_fast.activation_tap import list_layers
+    from psi_fast.environment import pick_device
     from psi_fast.networks import load_network
     from psi_fast.present import show_layers
+    from psi_fast.progress import Progress
+    from psi_fast.receptive_field import measure_fields
 
-    show_layers(list_layers(load_network(network)))
+    where = pick_device(device)
+    loaded = load_network(network)
+    listed = list_layers(loaded)
+    if not fields:
+        show_layers(listed)
+        return
+    measured = measure_fields(loaded, [layer.name for layer in listed], where, Progress(progress))
+    show_layers(listed, measured)
 
 
 def show(folder: Annotated[Path, tyro.conf.Positional], *, count: int = 15) -> None:

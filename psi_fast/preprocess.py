@@ -19,7 +19,8 @@ class Preprocess:
     """How a network is fed.
 
     The shorter side is resized to `resize` with antialiasing, the centre `size` x `size` is cut, and values on the 0..1
-    scale are normalised by `mean` and `std`. With `squash` the whole image becomes `size` x `size`, whatever its shape.
+    scale are normalised by `mean` and `std`. With `squash` both sides are resized to `resize`, whatever the image's shape,
+    before the centre is cut.
     """
 
     size: int
@@ -30,15 +31,13 @@ class Preprocess:
     std: tuple[float, float, float] = IMAGENET_STD
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     squash: bool = False
-    """Resize both sides to `size` instead of cutting the centre; `resize` must equal `size` then."""
+    """Resize both sides to `resize`, which takes in the whole image where `resize` equals `size`."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= self.resize:
             raise ModelError(f"preprocess needs 1 <= size <= resize, got size {self.size} and resize {self.resize}")
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ModelError(f"preprocess interpolation must be bilinear or bicubic, got {self.interpolation!r}")
-        if self.squash and self.size != self.resize:
-            raise ModelError(f"preprocess with squash needs resize = size, got size {self.size}, resize {self.resize}")
 
     def __call__(self, pixels: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """The network's input for images of one shape.
@@ -95,9 +94,8 @@ class Preprocess:
 
     def _geometry(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(width, height) after resizing and (x, y) of the cut's corner, for image sizes [..., 2]; all int64."""
-        if self.squash:
-            return np.full_like(sizes, self.size), np.zeros_like(sizes)
-        scaled = self.resize * sizes // sizes.min(axis=-1, keepdims=True)
+        shorter = sizes if self.squash else sizes.min(axis=-1, keepdims=True)
+        scaled = self.resize * sizes // shorter
         return scaled, np.rint((scaled - self.size) / 2).astype(np.int64)
 
 

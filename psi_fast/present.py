@@ -1,7 +1,6 @@
 """Results as tables on the terminal."""
 
-import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from psi_fast.activation_tap import LayerInfo
 from psi_fast.environment import device_info, versions
+from psi_fast.receptive_field import Field
 from psi_fast.scores import Scores
 
 REMARKABLE = 95  # random-patch channels are clustered too: a channel is remarkable above most of them, in percent
@@ -72,21 +72,19 @@ def show_scores(scores: Scores, folder: Path, count: int = 15) -> None:
     console.print(f"results: {escape(str(folder))}")
 
 
-def show_layers(layers: Iterable[LayerInfo]) -> None:
-    """Print name, type, output shape and channels of each layer, in the order of execution."""
+def show_layers(
+    layers: Iterable[LayerInfo], fields: Mapping[str, tuple[Field | None, Field | None]] | None = None
+) -> None:
+    """Print name, type, output shape and channels of each layer, in the order of execution, and its fields where given."""
     table = Table(box=box.SIMPLE_HEAD)
-    for name, justify in (
-        ("layer", "left"),
-        ("type", "left"),
-        ("output", "left"),
-        ("channels", "right"),
-        ("calls", "right"),
-    ):
-        table.add_column(name, justify=justify, overflow="fold")
+    for name in ("layer", "type", "output"):
+        table.add_column(name, overflow="fold")
+    for name in ("channels", "calls", *(() if fields is None else ("theoretical px", "effective px"))):
+        table.add_column(name, justify="right", overflow="fold")
     for layer in layers:
-        values = dataclasses.asdict(layer)
-        shape = " x ".join(map(str, values["shape"]))
-        table.add_row(escape(layer.name), layer.type, shape, str(layer.channels), str(layer.calls))
+        shape = " x ".join(map(str, layer.shape))
+        measured = () if fields is None else map(_field, fields[layer.name])
+        table.add_row(escape(layer.name), layer.type, shape, str(layer.channels), str(layer.calls), *measured)
     _console().print(table)
 
 
@@ -103,6 +101,12 @@ def show_environment() -> None:
 def _console() -> Console:
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=max(NARROWEST, console.width))
+
+
+def _field(field: Field | None) -> str:
+    if field is None:
+        return "-"
+    return "whole image" if field.whole_image else f"{field.size[1]:.0f} x {field.size[0]:.0f}"
 
 
 def _cluster_names(row: pd.Series) -> list[str]:

@@ -1,7 +1,7 @@
 """How much of the input a unit sees: from its position to a box in pixels."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +10,8 @@ import torch
 
 from psi_fast.activation_tap import ActivationTap
 from psi_fast.errors import ConfigError, ModelError, nearest
+from psi_fast.networks import Network
+from psi_fast.progress import Progress
 
 MODES = ("image", "cell", "theoretical", "effective")
 ENERGY = 0.9
@@ -101,6 +103,33 @@ def measure_field(
     return Field(mode, (mode * size, mode * size), False)
 
 
+def measure_fields(
+    network: Network, layers: Iterable[str], device: torch.device, progress: Progress
+) -> dict[str, tuple[Field | None, Field | None]]:
+    """The theoretical and the effective field of each layer, at a few probes of noise, for an overview.
+
+    None stands for a field that a layer has not: one that cannot be tapped has neither, and where no gradient reaches the
+    input there is no effective one. A run measures its own, on its images and at more probes.
+    """
+    size = network.preprocess.size
+
+    def measured(layer: str) -> tuple[Field | None, Field | None]:
+        theoretical = effective = None
+        with suppress(ModelError):
+            tap = ActivationTap(network, layer, device)
+            theoretical = measure_field(tap, size, "theoretical")
+            effective = measure_field(tap, size, "effective", probes=_PROBES_AT_ONCE)
+        return theoretical, effective
+
+    found = {}
+    names = list(layers)
+    with progress.bar("receptive fields", len(names), "layer") as bar:
+        for name in names:
+            found[name] = measured(name)
+            bar.update()
+    return found
+
+
 def boxes(field: Field, positions: np.ndarray, grid: tuple[int, int] | None, prefix: int, size: int) -> np.ndarray:
     """The box each position sees.
 
@@ -169,13 +198,14 @@ def _theoretical(tap: ActivationTap, size: int, centre: tuple[int, float, float]
             raise ModelError(f"layer {tap.layer} of {tap.network.name} is NaN on a blank image; check its weights")
         if not reached(high).all():
             return _whole("theoretical", float(size), f"the input does not reach layer {tap.layer}, or it hides NaN")
+        if reached(np.ones(4, dtype=np.int64)).any():
+            return _whole("theoretical", float(size), f"the field reaches the border of the {size} px input")
+        low += 1
         while (high - low > 1).any():
             middle = (low + high) // 2
             hit = reached(middle)
             high, low = np.where(hit, middle, high), np.where(hit, low, middle)
     top, left, bottom, right = (int(line) - 1 for line in high)
-    if min(top, left, bottom, right) == 0:
-        return _whole("theoretical", float(size), f"the field reaches the border of the {size} px input")
     height, width = size - top - bottom, size - left - right
     return Field("theoretical", (height, width), False, "", (top + height / 2 - y, left + width / 2 - x))
 

@@ -45,6 +45,18 @@ def test_layers_lists_names_shapes_and_channels(capsys):
     assert "Traceback" not in out
 
 
+def test_layers_with_fields(capsys):
+    assert run("layers", "--network", "tiny:attention_network", "--fields", "--device", "cpu") == 0
+    out, err = capsys.readouterr()
+    rows = {cells[0]: cells for line in out.splitlines() if (cells := line.split())}
+    assert " ".join(rows["layer"][-4:]) == "theoretical px effective px"
+    assert rows["0"][-6:-3] == ["8", "x", "8"]
+    for layer in ("2.self_attn#heads", "2", "4"):
+        assert "whole image" in " ".join(rows[layer]), layer
+    assert rows["2.self_attn"][-2:] == ["-", "-"]  # a tuple
+    assert err == ""  # no bar where stderr is no terminal
+
+
 def test_layers_of_an_unknown_network_is_one_line(capsys):
     assert run("layers", "--network", "efficientnet-lite:lite00") == 2
     assert "'lite0'" in one_line(capsys)

@@ -13,7 +13,8 @@ from psi_fast.encoders import Encoder, load_encoder
 from psi_fast.encoders.classifier import ClassifierEncoder
 from psi_fast.errors import ModelError
 from psi_fast.forward import SLICE, fast_precision, in_slices
-from psi_fast.networks import Network, Preprocess
+from psi_fast.networks import Network
+from psi_fast.preprocess import Preprocess
 from psi_fast.vocabulary import TEMPLATES, Vocabulary, imagenet_names
 
 ARCH = "ViT-S-32-alt"

@@ -11,7 +11,8 @@ from torch import nn
 
 from psi_fast import checkpoints
 from psi_fast.errors import ModelError
-from psi_fast.networks import Network, Preprocess, load_network
+from psi_fast.networks import Network, load_network
+from psi_fast.preprocess import Preprocess
 
 
 class TestSpecs:
@@ -160,6 +161,17 @@ class TestSpecs:
         network = load_network("my_networks_xyz:build")
         assert network.name == "my_networks_xyz:build"
         assert network.preprocess == Preprocess(224, 256)
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+    @pytest.mark.parametrize("how", ["script", "trace", "inside"])
+    def test_torchscript(self, how):
+        eager = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+        compiled = torch.jit.script(eager) if how == "script" else torch.jit.trace(eager, torch.zeros(1, 3, 8, 8))
+        made = nn.Sequential(compiled, nn.Flatten()) if how == "inside" else compiled
+        where = "in '0', which" if how == "inside" else "TorchScript, which"
+        for network in (made, Network(made, SMALL, "made")):
+            with pytest.raises(ModelError, match=rf"{where} runs its layers as one.*give the nn\.Module"):
+                load_network(network)
 
     def test_module_with_its_own_preprocess(self):
         module = nn.Conv2d(3, 4, 3)

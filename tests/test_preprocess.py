@@ -44,6 +44,16 @@ def test_squash_takes_the_whole_image():
     assert ours.to_image(np.array([0.0, 0, 48, 48]), np.array([100, 60])).tolist() == [0, 0, 100, 60]
 
 
+def test_squash_before_the_cut():
+    ours = Preprocess(40, 48, (0.5,) * 3, (0.5,) * 3, squash=True)
+    pixels = noise(60, 100)
+    squashed = pil(pixels[0]).resize((48, 48), PIL.Image.Resampling.BICUBIC).crop((4, 4, 44, 44))
+    wanted = torch.from_numpy(np.asarray(squashed).copy()).permute(2, 0, 1) / 127.5 - 1
+    assert (ours(pixels)[0] - wanted).abs().max() <= 1.01 / 127.5
+    box = ours.to_image(np.array([0.0, 0, 40, 40]), np.array([96, 60]))
+    assert box.tolist() == [8, 5, 88, 55]
+
+
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (70, 33)])
 def test_an_image_does_not_depend_on_its_batch(height, width):
     preprocess, pixels = Preprocess(size=40, resize=48), noise(height, width, 7)
@@ -101,5 +111,3 @@ def test_bad_sizes(size, resize):
 def test_other_bad_settings():
     with pytest.raises(ModelError, match="bilinear or bicubic"):
         Preprocess(10, 10, interpolation="nearest")
-    with pytest.raises(ModelError, match="resize = size"):
-        Preprocess(10, 12, squash=True)

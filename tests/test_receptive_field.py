@@ -7,8 +7,10 @@ from torch import nn
 
 from psi_fast.activation_tap import ActivationTap
 from psi_fast.errors import ConfigError, ModelError
-from psi_fast.networks import Network, Preprocess, load_network
-from psi_fast.receptive_field import Field, boxes, measure_field
+from psi_fast.networks import Network, load_network
+from psi_fast.preprocess import Preprocess
+from psi_fast.progress import Progress
+from psi_fast.receptive_field import Field, boxes, measure_field, measure_fields
 
 CPU = torch.device("cpu")
 
@@ -59,6 +61,10 @@ STACKS = [
 
 
 class TestTheoretical:
+    def test_a_line_short_of_the_border(self):
+        assert measure_field(tap_of(stack([(3, 1, 1)]), 5), 5, "theoretical").size == (3, 3)
+        assert measure_field(tap_of(stack([(3, 1, 1)]), 3), 3, "theoretical").whole_image
+
     @pytest.mark.parametrize("layers", STACKS, ids=str)
     def test_stack_of_convolutions(self, layers):
         size, side, step, offset = 60, *arithmetic(layers)
@@ -264,3 +270,16 @@ class TestBoxes:
                 (gradient,) = torch.autograd.grad(tap(image)[0, :, position].sum(), image)
             rows, columns = gradient[0].abs().sum(0).nonzero(as_tuple=True)
             assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (y0, y1, x0, x1)
+
+
+def test_fields_of_several_layers():
+    module = nn.Sequential(*stack([(3, 1, 1), (3, 2, 1)], weight=1.0), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 3))
+    module[2].register_forward_hook(lambda _module, _inputs, output: output * 0)
+    fields = measure_fields(Network(module, Preprocess(32, 32), "net"), ["0", "1", "2", "4", "5"], CPU, Progress(False))
+    assert [field.size for field in fields["0"]] == [(3, 3), (3, 3)]
+    assert fields["1"][0].size == (5, 5)
+    assert fields["1"][1] == measure_field(tap_of(module, 32, "1"), 32, "effective", probes=8)
+    assert fields["2"][0].size == (5, 5)
+    assert fields["2"][1] is None  # no gradient
+    assert [field.whole_image for field in fields["4"]] == [True, True]
+    assert fields["5"] == (None, None)

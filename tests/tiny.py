@@ -114,6 +114,13 @@ class Tokens(nn.Module):
         return torch.cat((x.mean(1, keepdim=True), x), 1)
 
 
+class Mean(nn.Module):
+    """[B, T, C] -> [B, C]."""
+
+    def forward(self, x):
+        return x.mean(1)
+
+
 class Boom(nn.Module):
     """Counts its runs, and raises once armed."""
 
@@ -175,6 +182,16 @@ def conv_network(*behind, name="tiny", width=6):
 def network():
     """A network with maps only."""
     return conv_network(nn.ReLU())
+
+
+def attention_network():
+    """A patch convolution "0", tokens with one in front "1", a transformer's layer "2", the mean "3" and a vector "4"."""
+
+    def make():
+        attention = nn.TransformerEncoderLayer(6, 2, 12, dropout=0.0, batch_first=True, norm_first=True)
+        return nn.Sequential(nn.Conv2d(3, 6, 8, 8), Tokens(), attention, Mean(), nn.Linear(6, 4))
+
+    return Network(seeded(make), PREPROCESS, "tiny-attention")
 
 
 def dead_network():

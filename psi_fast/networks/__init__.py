@@ -1,0 +1,107 @@
+"""Network specs: from a name to a module, its weights, and how images are fed to it."""
+
+import importlib
+
+import torch
+from torch import nn
+
+from psi_fast.checkpoints import one_line
+from psi_fast.errors import ModelError, nearest
+from psi_fast.networks import efficientnet_lite, timm, torchvision, transformers
+from psi_fast.networks.network import Network, require
+from psi_fast.preprocess import Preprocess
+
+__all__ = ["Network", "load_network", "require"]
+
+_FAMILIES = {
+    "efficientnet-lite": efficientnet_lite.load,
+    "torchvision": torchvision.load,
+    "timm": timm.load,
+    "transformers": transformers.load,
+}
+
+
+def load_network(spec: str | nn.Module | Network) -> Network:
+    """The network that `spec` names.
+
+    Parameters
+    ----------
+    spec
+        - `efficientnet-lite:lite0` to `lite4`: ImageNet weights from their packages.
+        - `torchvision:NAME`, `torchvision:NAME@WEIGHTS` (a name of its weights enum), `torchvision:NAME@none` (seeded
+          random weights), `torchvision:NAME@/path.pth` (a state_dict, .pth or .safetensors). Without weights of its own
+          the preprocess is that of the default weights.
+        - `timm:NAME`, `timm:NAME@none`, `timm:NAME@/path.safetensors`, with timm's own preprocess.
+        - `transformers:OWNER/NAME` of the model hub or `transformers:/path/to/folder` as save_pretrained makes it, fed as
+          its image processor does; `transformers:MODEL_TYPE@none` (such as vit@none: its default config), or @none behind
+          an id or a folder, for seeded random weights. A config that names an image classifier gives that, any other the
+          model without a head; of two towers the one for images is taken.
+        - `package.module:function`, called without arguments, giving an nn.Module or a Network.
+        - an nn.Module: fed by its attribute `preprocess` when that is a Preprocess, else as ImageNet networks mostly are
+          (shorter side to 256 px, the centre 224 px, ImageNet's mean and deviation).
+        - a Network, returned as it is.
+
+    Raises
+    ------
+    ModelError
+        For an unknown family, network or weights (with the nearest names), a missing package, a file that cannot be
+        read or does not fit, a hub that cannot be reached (with the file to fetch), or a TorchScript module.
+    """
+    network = _load(spec)
+    scripted = [name for name, part in network.module.named_modules() if isinstance(part, torch.jit.ScriptModule)]
+    if scripted:
+        raise ModelError(
+            f"{network.name} is TorchScript{f' in {scripted[0]!r}' if scripted[0] else ''}, which runs its layers as one "
+            "compiled graph, so none of them can be read; give the nn.Module that it was scripted or traced from"
+        )
+    return network
+
+
+def _load(spec: str | nn.Module | Network) -> Network:
+    if isinstance(spec, Network):
+        return spec
+    if isinstance(spec, nn.Module):
+        return _from_module(spec, type(spec).__name__)
+    if not isinstance(spec, str):
+        raise ModelError(f"a network is a spec, an nn.Module or a Network, got {type(spec).__name__}")
+    family, colon, rest = spec.partition(":")
+    if colon and rest and family in _FAMILIES:
+        return _FAMILIES[family](spec, rest)
+    if colon and family not in _FAMILIES and rest.isidentifier():
+        return _from_function(spec, family, rest)
+    raise ModelError(
+        f"network {spec!r} is not understood; expected efficientnet-lite:NAME, torchvision:NAME, timm:NAME, "
+        f"transformers:OWNER/NAME or package.module:function{nearest(family, _FAMILIES)}"
+    )
+
+
+def _from_module(module: nn.Module, name: str) -> Network:
+    own = getattr(module, "preprocess", None)
+    return Network(module, own if isinstance(own, Preprocess) else Preprocess(size=224, resize=256), name)
+
+
+def _from_function(spec: str, package: str, function: str) -> Network:
+    if not all(part.isidentifier() for part in [*package.split("."), function]):
+        raise ModelError(
+            f"network {spec!r} is not understood; families are {', '.join(_FAMILIES)}, or package.module:function"
+        )
+    try:
+        module = importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{package}.".startswith(f"{error.name}."):
+            raise  # found, but something it imports is missing: its own traceback says what
+        raise ModelError(
+            f"no network family or importable module {package!r} for {spec!r}{nearest(package, _FAMILIES)}; families are "
+            f"{', '.join(_FAMILIES)}; make a module of your own importable by installing it or by PYTHONPATH"
+        ) from error
+    if not callable(getattr(module, function, None)):
+        raise ModelError(f"{package} has no function {function!r}{nearest(function, dir(module))}")
+    try:
+        made = getattr(module, function)()
+    except TypeError as error:
+        raise ModelError(f"{spec} must be a function without arguments: {one_line(error)}") from error
+    if isinstance(made, Network):
+        return made
+    if not isinstance(made, nn.Module):
+        raise ModelError(f"{spec} gave a {type(made).__name__}, expected an nn.Module or a psi_fast Network")
+    return _from_module(made, spec)
