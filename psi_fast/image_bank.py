@@ -14,6 +14,7 @@ import torch
 from numpy.lib.format import open_memmap
 from PIL import Image
 
+from psi_fast.cache import cache_folder
 from psi_fast.errors import ConfigError, StoreError
 from psi_fast.images import ImageSet
 from psi_fast.prefetch import prefetch
@@ -143,12 +144,6 @@ def open_bank(
     if not images.lasting:
         weakref.finalize(bank, shutil.rmtree, final, ignore_errors=True)
     return bank
-
-
-def cache_folder() -> Path:
-    """Where psi_fast keeps what it can make again: $PSI_FAST_CACHE, or psi_fast in the user's cache folder."""
-    given = os.environ.get("PSI_FAST_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "psi_fast"
 
 
 def squared(image: Image.Image, side: int) -> np.ndarray:

@@ -10,7 +10,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = sorted([*(ROOT / "psi_fast").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 SOURCES = sorted([*PRODUCT, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
-OPTIONAL = ("open_clip", "timm", "datasets", "skimage", "efficientnet_lite_pytorch", "sklearn", "faiss", "cuml")
+OPTIONAL = (
+    *("open_clip", "timm", "datasets", "skimage", "efficientnet_lite_pytorch", "sklearn", "faiss", "cuml"),
+    *("sentence_transformers", "transformers"),
+)
 MAX_LINES = 400
 
 
