@@ -15,7 +15,7 @@ from test_score import assert_same_bits
 
 from psi_fast.encoders.classifier import ClassifierEncoder
 from psi_fast.progress import Progress
-from psi_fast.text_banks import FOLDER, concept_bank, head_bank
+from psi_fast.text_banks import FOLDER, _checksum, concept_bank, head_bank
 from psi_fast.vocabulary import Vocabulary
 
 CPU = torch.device("cpu")
@@ -108,10 +108,14 @@ def one_bit(path):
     path.write_bytes(held)
 
 
-def rewritten(path, change):
+def rewritten(path, change, checksum=None):
+    """Other rows or another account, with a checksum that fits where one is asked for."""
     with safe_open(path, "pt") as file:
-        metadata, rows = file.metadata(), file.get_tensor("text")
-    save_file({"text": change(rows, metadata).contiguous()}, path, metadata)
+        metadata, rows = file.metadata(), file.get_tensor("text").clone()
+    rows = change(rows, metadata).contiguous()
+    if checksum:
+        metadata["sha256"] = checksum(rows)
+    save_file({"text": rows}, path, metadata)
 
 
 def other_names(rows, metadata):
@@ -125,9 +129,9 @@ SPOILT = {
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-7]),
     "empty": lambda path: path.write_bytes(b""),
     "no bank": lambda path: path.write_text("something else"),
-    "fewer rows": lambda path: rewritten(path, lambda rows, _: rows[:2]),
+    "fewer rows": lambda path: rewritten(path, lambda rows, _: rows[:2], _checksum),
     "other shape": lambda path: rewritten(path, lambda rows, _: rows.reshape(3, 5, 2).transpose(1, 2).reshape(3, 10)),
-    "doubles": lambda path: rewritten(path, lambda rows, _: rows.double()),
+    "doubles": lambda path: rewritten(path, lambda rows, _: rows.double(), _checksum),
     "no account": lambda path: rewritten(path, lambda rows, metadata: (metadata.clear(), rows)[1]),
     "other names": lambda path: rewritten(path, other_names),
     "a folder": lambda path: (path.unlink(), path.mkdir()),

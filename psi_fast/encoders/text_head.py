@@ -113,7 +113,7 @@ class SentenceTransformersHead:
                     self._model.encode(names, batch_size=BATCH, show_progress_bar=False, convert_to_tensor=True)
                 )
                 bar.update(len(names))
-        return torch.nn.functional.normalize(torch.cat(rows).float().cpu().clone(), dim=1)
+        return torch.nn.functional.normalize(torch.cat(rows).float().cpu(), dim=1)
 
     def fingerprint(self) -> str:
         """sha256 (hex) over weights, modules, tokenizer and prompts."""
