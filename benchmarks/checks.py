@@ -238,33 +238,41 @@ def check_text_null(device: torch.device, sizes: Sizes) -> Iterator[Check]:
         for row, used in zip(prototypes, k.tolist(), strict=True):
             row[used:] = 7.0  # ignored
         pool = torch.randint(count, (11,), device=device)
-        for kind in ("gap", "pairwise"):
+        other = concepts(count, 384, device=device)
+        for kind, head in (("gap", None), ("pairwise", None), ("pairwise", other)):
+            of = kind if head is None else f"{kind} of a head"
             for own in (None, pool):
 
                 def shuffled(
-                    backend: str, dtype=torch.float32, kind=kind, own=own, given=(prototypes, k, text, channel)
+                    backend: str,
+                    dtype=torch.float32,
+                    kind=kind,
+                    head=head,
+                    own=own,
+                    given=(prototypes, k, text, channel),
                 ) -> Tensor:
                     prototypes, k, text, channel = given
                     return text_shuffle_null(
-                        prototypes.to(dtype), k, text.to(dtype), kind=kind, pool=own, draws=draws, seed=SEED, channel=channel,
-                        backend=backend,
+                        prototypes.to(dtype), k, text.to(dtype), kind=kind, head=None if head is None else head.to(dtype),
+                        pool=own, draws=draws, seed=SEED, channel=channel, backend=backend,
                     )  # fmt: skip
 
                 found = shuffled("triton")
-                name = f"shuffled {kind}, P={count}, k_max={k_max}" + (", a pool" if own is not None else "")
+                name = f"shuffled {of}, P={count}, k_max={k_max}" + (", a pool" if own is not None else "")
                 for dtype in (torch.float32, torch.float64):
                     yield Check(f"{name} against {dtype}", largest(found, shuffled("torch", dtype)), "D")
                 again = poisoned(shuffled, "triton")
                 yield Check(f"{name}: fresh memory poisoned", differing(found, again), "bits")
 
-            def rotated(backend: str, dtype=torch.float32, kind=kind, given=(prototypes, k, text)) -> Tensor:
+            def rotated(backend: str, dtype=torch.float32, kind=kind, head=head, given=(prototypes, k, text)) -> Tensor:
                 prototypes, k, text = given
                 return text_rotation_null(
-                    prototypes.to(dtype), k, text.to(dtype), kind=kind, draws=draws, seed=SEED, backend=backend
-                )
+                    prototypes.to(dtype), k, text.to(dtype), kind=kind, head=None if head is None else head.to(dtype),
+                    draws=draws, seed=SEED, backend=backend,
+                )  # fmt: skip
 
             found = rotated("triton")
-            name = f"rotated {kind}, P={count}, k_max={k_max}"
+            name = f"rotated {of}, P={count}, k_max={k_max}"
             for dtype in (torch.float32, torch.float64):
                 yield Check(f"{name} against {dtype}", share(found, rotated("torch", dtype), "D differs"), "D differs")
             again = poisoned(rotated, "triton")

@@ -1,6 +1,7 @@
 """score() and score_embeddings(): the stages in order."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from psi_fast import store
 from psi_fast.activation_tap import ActivationTap
 from psi_fast.config import PSIConfig
 from psi_fast.encoders import Encoder, load_encoder
+from psi_fast.encoders.text_head import TextHead, load_text_head
 from psi_fast.environment import pick_backend, pick_device
 from psi_fast.errors import InputError
 from psi_fast.evaluation import Background, evaluate
@@ -24,8 +26,18 @@ from psi_fast.pipeline import Inputs, run
 from psi_fast.progress import Progress
 from psi_fast.results import Bank
 from psi_fast.scores import Scores
-from psi_fast.validation import read_bank, read_channels, read_embeddings, read_labels, read_layers, read_rows
-from psi_fast.vocabulary import load_vocabulary
+from psi_fast.text_banks import concept_bank, head_bank
+from psi_fast.validation import (
+    read_bank,
+    read_channels,
+    read_embeddings,
+    read_head,
+    read_labels,
+    read_layers,
+    read_rows,
+    require_pairwise,
+)
+from psi_fast.vocabulary import Vocabulary, load_vocabulary
 
 
 def score(
@@ -35,6 +47,7 @@ def score(
     *,
     encoder: str | Encoder,
     vocabulary: str | None = None,
+    text_head: str | TextHead | None = None,
     config: PSIConfig | None = None,
     channels: slice | Sequence[int] | None = None,
     device: str = "auto",
@@ -61,6 +74,9 @@ def score(
         "open_clip:ARCH/TAG", "open_clip:ARCH/CHECKPOINT" or "classifier:NETWORK-SPEC".
     vocabulary : str, optional
         "imagenet", "open-1602" or a text file, one concept a line; None is the encoder's own.
+    text_head : str or TextHead, optional
+        "sentence-transformers:NAME-OR-FOLDER", with `distinctness="pairwise"`: the encoder still chooses each cluster's
+        concept, and the distances among concepts are those of this model's embeddings of their names.
     config : PSIConfig, optional
     channels : slice or sequence of int, optional
         Channels to score, of each layer; None is all.
@@ -90,6 +106,8 @@ def score(
         One line saying what was expected, what came and what to do.
     """
     config = config or PSIConfig()
+    if text_head is not None:
+        require_pairwise(config)
     bars = Progress(progress)
     where = pick_device(device)
     backend = pick_backend(config.backend, where)
@@ -106,12 +124,14 @@ def score(
         )
     with bars.stage("load encoder"):
         encoder = load_encoder(encoder).to(where)
+        head = None if text_head is None else load_text_head(text_head).to(where)
         words = None if vocabulary is None else load_vocabulary(vocabulary)
     fingerprints = {
         "network": network.fingerprint(),
         "images": source.fingerprint,
         "encoder": encoder.fingerprint(),
         "vocabulary": f"{words.name} {words.fingerprint}" if words else "the encoder's own",
+        "text head": head.fingerprint() if head else "none",
         "bank side": bank_side or "auto",
         "code": store.code_fingerprint(),
         "device": where.type,
@@ -126,6 +146,7 @@ def score(
         "layers": [tap.layer for tap in taps],
         "encoder": encoder.name,
         "vocabulary": words.name if words else "the encoder's own",
+        "text_head": head.name if head else None,
         "source": str(images) if isinstance(images, (str, Path)) else type(images).__name__,
         "config": config.to_dict(),
         "fingerprints": fingerprints,
@@ -134,8 +155,7 @@ def score(
     if folder is not None and store.finished(folder, about):
         return store.load(folder)
     with bars.stage("concepts"):
-        names, text = encoder.concepts(words, bars)
-    text_bank = Bank(tuple(names), normalize(text.float().cpu(), dim=1))
+        text_bank, said = _text_bank(encoder, words, head, fingerprints, where, bars)
 
     def from_images() -> tuple[Scores, dict[str, torch.Tensor]]:
         with bars.stage("decoding"):
@@ -145,7 +165,7 @@ def score(
             else:
                 place = None if bank is None else Path(bank)
                 decoded = open_bank(source, largest, folder=place, side=bank_side, progress=bars).to(where)
-        return run(Inputs(network, taps, chosen, source, decoded, encoder, text_bank, config, where), about, bars)
+        return run(Inputs(network, taps, chosen, source, decoded, encoder, text_bank, said, config, where), about, bars)
 
     if folder is None:
         return from_images()[0]
@@ -155,11 +175,35 @@ def score(
     return scores
 
 
+def _text_bank(
+    encoder: Encoder,
+    words: Vocabulary | None,
+    head: TextHead | None,
+    fingerprints: dict[str, Any],
+    device: torch.device,
+    bars: Progress,
+) -> tuple[Bank, list[str]]:
+    """The concepts as the encoder and the head, if there is one, embed them, and what a reader of the results must know."""
+    names, text, said = concept_bank(encoder, words, fingerprints["encoder"], device, bars)
+    bank = Bank(tuple(names), normalize(text.float().cpu(), dim=1))
+    if head is None:
+        return bank, said
+    rows, more = head_bank(head, names, fingerprints["text head"], device, bars)
+    said = [*said, *head.warnings, *more]
+    if all(name == f"class {index}" for index, name in enumerate(names)):
+        said.append(
+            f"{encoder.name} does not know its classes' names, and {head.name} was given 'class 0', 'class 1', ...: D says "
+            "nothing about them; use an encoder that names its concepts"
+        )
+    return replace(bank, head=normalize(rows, dim=1)), said
+
+
 def score_embeddings(
     embeddings: Any,
     *,
     labels: Any = None,
     text: Any = None,
+    text_head: Any = None,
     valid: Any = None,
     concept_names: Sequence[str] | None = None,
     background: Any = None,
@@ -178,6 +222,9 @@ def score_embeddings(
         Class of each patch; without them Q is absent and PSI = S^ D^.
     text : [P, d] float, optional
         Embeddings of the concepts, in the same space; without them D is absent.
+    text_head : [P, e] float, optional
+        Embeddings of the same concepts by a model of text alone, which `distinctness="pairwise"` then takes its distances
+        from; `text` still chooses each cluster's concept.
     valid : [C, K] bool, optional
         Which places hold a patch; the others are ignored, whatever they hold.
     concept_names : sequence of P str, optional
@@ -197,8 +244,12 @@ def score_embeddings(
     ------
     InputError
         An array has the wrong shape or type, or is not finite.
+    ConfigError
+        A setting does not fit the device or the arrays.
     """
     config = config or PSIConfig()
+    if text_head is not None:
+        require_pairwise(config)
     where = pick_device(device)
     pick_backend(config.backend, where)
     patches = read_embeddings(embeddings, valid)
@@ -206,6 +257,10 @@ def score_embeddings(
     width = patches.unique.shape[1]
     classes = None if labels is None else read_labels(labels, (channels, places))
     bank = None if text is None else read_bank(text, concept_names, width)
+    if text_head is not None:
+        if bank is None:
+            raise InputError("text_head needs text as well, in which each cluster's nearest concept is found")
+        bank = replace(bank, head=read_head(text_head, len(bank.names)))
     random = None
     if background is not None:
         rows = read_rows("background", background, width)

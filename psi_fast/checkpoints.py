@@ -89,7 +89,9 @@ def state_fingerprint(module: nn.Module, *more: str) -> str:
     return digest.hexdigest()
 
 
-def require_hub_file(repository: str, filenames: Sequence[str], what: str, instead: str) -> None:
+def require_hub_file(
+    repository: str, filenames: Sequence[str], what: str, instead: str, *, fetch: str | None = None
+) -> None:
     """Raises a ModelError at once when none of `filenames` is cached and the model hub cannot be reached.
 
     The hub's own client would repeat every request for most of a minute first.
@@ -102,6 +104,8 @@ def require_hub_file(repository: str, filenames: Sequence[str], what: str, inste
         The spec whose weights these are, for the message.
     instead
         A spec that takes a local file.
+    fetch
+        What to fetch elsewhere, where it is more than the `filenames`.
     """
     import huggingface_hub
 
@@ -110,7 +114,7 @@ def require_hub_file(repository: str, filenames: Sequence[str], what: str, inste
         if isinstance(huggingface_hub.try_to_load_from_cache(repository, filename, revision=revision or None), str):
             return
     if huggingface_hub.constants.HF_HUB_OFFLINE or not _answers(huggingface_hub.constants.ENDPOINT):
-        raise hub_error(repository, filenames, what, instead)
+        raise hub_error(repository, [fetch] if fetch else filenames, what, instead)
 
 
 def hub_error(

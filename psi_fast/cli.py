@@ -66,6 +66,7 @@ def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
         encoder: str,
         out: Path,
         vocabulary: str | None = None,
+        text_head: str | None = None,
         channels: str | None = None,
         max_images: int | None = None,
         skip_unreadable: bool = False,
@@ -90,6 +91,8 @@ def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
             encoder: open_clip:ARCH/TAG, open_clip:ARCH/CHECKPOINT or classifier:NETWORK.
             out: Run folder to write; one that holds this very run is shown instead.
             vocabulary: imagenet, open-1602 or a text file with one concept a line; default: the encoder's own.
+            text_head: sentence-transformers:NAME-OR-FOLDER, a model of text alone that gives the distances among concepts;
+                with --distinctness pairwise only.
             channels: Range first:stop of channels to score; default: all.
             max_images: Use an evenly spread, seeded subset of so many images.
             skip_unreadable: Leave out images that cannot be decoded, and count them.
@@ -108,6 +111,7 @@ def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
             images,
             encoder=encoder,
             vocabulary=vocabulary,
+            text_head=text_head,
             config=settings,
             channels=_channel_slice(channels),
             device=device,

@@ -15,7 +15,7 @@ def measure(
     """S, and Q where there are labels [C, K] int64, and D where there is a bank.
 
     Q is the agreement of clusters and class labels, as normalised mutual information with the arithmetic mean. D is the
-    distinctness of the concepts nearest to the clusters' unit means.
+    distinctness of the concepts nearest to the clusters' unit means; where the bank has a head, by its distances.
     """
     q = None
     if labels is not None:
@@ -27,8 +27,9 @@ def measure(
     if bank is not None:
         d = torch.full_like(clusters.silhouette, torch.nan, dtype=torch.float64)
         scored = torch.nonzero(clusters.k > 0)[:, 0]
-        found = distinctness(clusters.prototypes[scored], clusters.k[scored], bank.embeddings, kind=config.distinctness)
+        prototypes, k = clusters.prototypes[scored], clusters.k[scored]
+        found = distinctness(prototypes, k, bank.embeddings, kind=config.distinctness, head=bank.head)
         # one cluster has no siblings to be distinct from
-        d[scored] = torch.where(clusters.k[scored] > 1, found.value.double(), 0)
+        d[scored] = torch.where(k > 1, found.value.double(), 0)
         concepts[scored] = found.index
     return Components(clusters.silhouette.double(), q, d, concepts)

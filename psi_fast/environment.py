@@ -24,6 +24,8 @@ _PACKAGES = (
     "pillow",
     "open_clip_torch",
     "timm",
+    "transformers",
+    "sentence-transformers",
 )
 
 

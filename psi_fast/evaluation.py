@@ -1,6 +1,6 @@
 """Patch embeddings -> scores: cluster, measure, draw the nulls, calibrate. The stages in order."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -51,7 +51,7 @@ def evaluate(
         patches, labels = _with_random_channels(patches, labels, background, config)
     patches = patches.to(device)
     labels = None if labels is None else labels.to(device)
-    bank = None if bank is None else Bank(bank.names, bank.embeddings.to(device))
+    bank = None if bank is None else bank.to(device)
     with progress.stage("clusters"):
         clusters = cluster_patches(patches, config, progress)
         components = measure(patches, clusters, labels, bank, config)
@@ -74,7 +74,7 @@ def evaluate(
 def _centred(
     patches: PatchEmbeddings, bank: Bank | None, background: Background | None
 ) -> tuple[PatchEmbeddings, Bank | None, Background | None]:
-    """Images without the mean of the unique patches, text without the mean of the bank: it removes the cone both sit in."""
+    """Images without the mean of the unique patches, text without the mean of its bank: it removes the cone each sits in."""
     if len(patches.unique) == 0:  # every channel is dead: there is no mean
         return patches, bank, background
     centre = patches.unique.double().mean(0)
@@ -82,7 +82,10 @@ def _centred(
     if background is not None:
         background = Background(_without(background.embeddings, centre), background.labels)
     if bank is not None and len(bank.names) > 1:
-        bank = Bank(bank.names, _without(bank.embeddings, bank.embeddings.double().mean(0)))
+        text, head = (
+            None if rows is None else _without(rows, rows.double().mean(0)) for rows in (bank.embeddings, bank.head)
+        )
+        bank = replace(bank, embeddings=text, head=head)
     return patches, bank, background
 
 

@@ -15,6 +15,7 @@ import torch
 from numpy.lib.format import open_memmap
 from PIL import Image
 
+from psi_fast.cache import cache_folder
 from psi_fast.errors import ConfigError, StoreError
 from psi_fast.images import ImageSet
 from psi_fast.prefetch import prefetch
@@ -165,12 +166,6 @@ def side_for(images: ImageSet, largest: int, side: int | None) -> int:
     if type(side) is not int or not 1 <= side <= MAX_SIDE:
         raise ConfigError(f"bank_side must be a whole number of px within 1..{MAX_SIDE}, got {side!r}")
     return side
-
-
-def cache_folder() -> Path:
-    """Where psi_fast keeps what it can make again: $PSI_FAST_CACHE, or psi_fast in the user's cache folder."""
-    given = os.environ.get("PSI_FAST_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "psi_fast"
 
 
 def squared(image: Image.Image, side: int) -> np.ndarray:

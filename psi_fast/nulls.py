@@ -167,6 +167,7 @@ def _text_moments(
     shuffled = config.text_null == "shuffled"
     shared: dict[str, Any] = {
         "kind": config.distinctness,
+        "head": bank.head,
         "seed": config.seed,
         "backend": offered("text_null", config.backend),
     }
@@ -181,7 +182,7 @@ def _text_moments(
         running.add(slice(None), drawn)
     part = running.result()
     if config.exact and shuffled:
-        mean, sd = shuffle_moments(prototypes, k, bank.embeddings, kind=config.distinctness, pool=pool)
+        mean, sd = shuffle_moments(prototypes, k, bank.embeddings, kind=config.distinctness, head=bank.head, pool=pool)
         part = NullMoments(mean.double(), sd.double(), part.p)
     _put(result, rows, part)
     return result

@@ -32,7 +32,10 @@ PROBE_IMAGES = 8
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run works on: the tapped layers with the channels [C] int64 of each, everything else loaded and checked."""
+    """What a run works on: the tapped layers with the channels [C] int64 of each, everything else loaded and checked.
+
+    text_warnings : what a reader of the results must know about the concepts' embeddings
+    """
 
     network: Network
     taps: Sequence[ActivationTap]
@@ -41,6 +44,7 @@ class Inputs:
     bank: ImageBank | ImageStream
     encoder: Encoder
     text: Bank
+    text_warnings: Sequence[str]
     config: PSIConfig
     device: torch.device
 
@@ -62,7 +66,10 @@ class LayerPatches:
 
 
 def run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores, dict[str, torch.Tensor]]:
-    """The stages from images to scores; also the tensors worth keeping: unique [U, d], index [all channels, K], text [P, d]."""
+    """The stages from images to scores; also the tensors worth keeping.
+
+    These are unique [U, d], index [all channels, K], text [P, d], and with a text head text_head [P, e].
+    """
     layers = _patches(inputs, bars)
     embedded, indices = _embeddings(layers, inputs, bars)
     tables, labels, patches = [], [], []
@@ -75,6 +82,8 @@ def run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores, 
         labels.append(clusters)
     unique, index = _used(embedded, np.concatenate([index for index, _ in indices]))
     tensors = {"unique": unique, "index": index, "text": inputs.text.embeddings}
+    if inputs.text.head is not None:
+        tensors["text_head"] = inputs.text.head
     table = pd.concat(tables, ignore_index=True)
     manifest = about | _account(layers, table, len(embedded), inputs, bars)
     return Scores(table, np.concatenate(labels), manifest, pd.concat(patches, ignore_index=True)), tensors
@@ -159,7 +168,10 @@ def _account(
 ) -> dict[str, Any]:
     """What the manifest says about the run."""
     images, bank, encoder = inputs.images, inputs.bank, inputs.encoder
-    said = [*inputs.network.warnings, *images.warnings, *encoder.warnings, *cautions(table, inputs.config.draws)]
+    said = [
+        *(*inputs.network.warnings, *images.warnings, *encoder.warnings, *inputs.text_warnings),
+        *cautions(table, inputs.config.draws),
+    ]
     return {
         "channels": len(table),
         "images": len(images),
@@ -173,6 +185,7 @@ def _account(
         "versions": versions(),
         "device": device_info(inputs.device),
         "encoder_precision": getattr(encoder, "precision", "not stated"),
+        "encoder_activation": getattr(encoder, "activation", "not stated"),
         "seconds": {name: round(seconds, 3) for name, seconds in bars.seconds.items()},
         "images_per_second": round(len(images) / bars.seconds["mining"], 1),
         "crops_per_second": round(crops / bars.seconds["embedding"], 1),

@@ -84,10 +84,24 @@ class PatchEmbeddings:
 
 @dataclass(frozen=True)
 class Bank:
-    """Concepts and their embeddings: names [P], embeddings [P, d] float32 unit rows."""
+    """Concepts and their embeddings.
+
+    names : [P]
+    embeddings : [P, d] float32 unit rows, in the space of the patch embeddings
+    head : [P, e] float32 unit rows of a text-only head, which pairwise distances are taken from; None: from `embeddings`
+    """
 
     names: tuple[str, ...]
     embeddings: Tensor
+    head: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Bank":
+        """The same concepts on `device`."""
+        return replace(
+            self,
+            embeddings=self.embeddings.to(device),
+            head=None if self.head is None else self.head.to(device),
+        )
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def reserved(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             for left in folder.glob(TEMPORARY + "*"):  # of a run that was killed
                 left.unlink()
-            _write(folder / f"{TEMPORARY}probe", lambda path: path.write_bytes(b""))
+            write_whole(folder / f"{TEMPORARY}probe", lambda path: path.write_bytes(b""))
             (folder / f"{TEMPORARY}probe").unlink()
         except OSError as error:
             raise StoreError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
@@ -77,14 +77,14 @@ def save(folder: Path, scores: Scores, tensors: dict[str, torch.Tensor], concept
         raise StoreError("a run without patches cannot be saved; use Scores.to_parquet for the table alone")
     table, patches = scores.table, scores.patches
     try:
-        _write(folder / SCORES, lambda path: table.to_parquet(path, index=False))
-        _write(folder / PATCHES, lambda path: patches.to_parquet(path, index=False))
+        write_whole(folder / SCORES, lambda path: table.to_parquet(path, index=False))
+        write_whole(folder / PATCHES, lambda path: patches.to_parquet(path, index=False))
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         # as bytes: safetensors' own writer leaves temporary files of its own when it is killed
         held = serialised(contiguous, metadata={"concepts": json.dumps(concepts)})
-        _write(folder / EMBEDDINGS, lambda path: path.write_bytes(held))
+        write_whole(folder / EMBEDDINGS, lambda path: path.write_bytes(held))
         text = json.dumps(scores.manifest, indent=2, ensure_ascii=False) + "\n"
-        _write(folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
+        write_whole(folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
     except (OSError, pa.ArrowException, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise StoreError(f"cannot write to {folder}: {reason}; nothing half-written was left") from error
@@ -133,7 +133,7 @@ def code_fingerprint() -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """`write` to a temporary file beside `path`, then rename it: the final name appears whole or not at all."""
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from psi_fast.errors import InputError
+from psi_fast.config import PSIConfig
+from psi_fast.errors import ConfigError, InputError
 from psi_fast.results import Bank, PatchEmbeddings
 
 ROWS_AT_ONCE = 4096
@@ -55,6 +56,23 @@ def read_bank(text: Any, names: Sequence[str] | None, width: int) -> Bank:
     if len(names) != len(rows):
         raise InputError(f"concept_names must name each of the {len(rows)} rows of text, got {len(names)} names")
     return Bank(names, rows)
+
+
+def read_head(head: Any, concepts: int) -> Tensor:
+    """Unit rows [P, e] float32 of a text head's embeddings of so many concepts."""
+    x = _array("text_head", head, 2, "[P, e]")
+    if len(x) != concepts or x.shape[1] == 0:
+        raise InputError(f"text_head must embed each of the {concepts} rows of text, got {list(x.shape)}")
+    return torch.from_numpy(_unit_rows("text_head", x, np.arange(len(x))[:, None]))
+
+
+def require_pairwise(config: PSIConfig) -> None:
+    """Raises a ConfigError unless the settings' D can be told from text alone."""
+    if config.distinctness != "pairwise":
+        raise ConfigError(
+            f"a text head gives distances among concepts, but distinctness {config.distinctness!r} compares concepts with the "
+            "image prototypes, which only the encoder's own text can; set distinctness to 'pairwise' or leave the head out"
+        )
 
 
 def _array(name: str, value: Any, ndim: int, expected: str) -> np.ndarray:

@@ -213,8 +213,13 @@ class TestOpenClip:
         assert torch.equal(first[:2], second)
 
     def test_imagenet_templates(self, open_clip, clip):
-        templates = clip._templates(Vocabulary("imagenet", ("tench",)))
-        assert [t("tench") for t in templates] == [t("tench") for t in open_clip.OPENAI_IMAGENET_TEMPLATES]
+        names, templates = clip.prompts(Vocabulary("imagenet", ("tench",)))
+        assert names == ["tench"]
+        assert [t.replace("{}", "tench") for t in templates] == [
+            t("tench") for t in open_clip.OPENAI_IMAGENET_TEMPLATES
+        ]
+        names, templates = clip.prompts(None)
+        assert (len(names), templates) == (1602, list(TEMPLATES))
 
     def test_batch_size_changes_no_bit(self, clip):
         batch = torch.randn(13, 3, *(clip.preprocess.size,) * 2, generator=torch.Generator().manual_seed(0))
@@ -242,6 +247,7 @@ class TestOpenClip:
 
     def test_activation_is_named(self, clip):
         assert any("GELU activation" in warning for warning in clip.warnings)
+        assert clip.activation == "GELU"
 
     def test_fingerprint(self, clip, checkpoint, tmp_path):
         state = torch.load(checkpoint, weights_only=True)["state_dict"]
@@ -278,6 +284,7 @@ class TestOpenClip:
         monkeypatch.setattr(open_clip.factory, "get_pretrained_cfg", lambda _arch, _tag: settings)
         encoder = load_encoder(f"open_clip:{ARCH}/openai")
         assert any(f"use open_clip:{ARCH}-quickgelu/openai" in warning for warning in encoder.warnings)
+        assert encoder.activation == "GELU"
 
     def test_bad_checkpoints(self, checkpoint, tmp_path):
         class Evil:

@@ -11,9 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = sorted([*(ROOT / "psi_fast").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 SOURCES = sorted([*PRODUCT, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
 OPTIONAL = (
-    *("open_clip", "timm", "transformers", "datasets", "braceexpand", "skimage", "efficientnet_lite_pytorch"),
-    *("sklearn", "faiss"),
-    "cuml",
+    *("open_clip", "timm", "transformers", "sentence_transformers", "datasets", "braceexpand"),
+    *("skimage", "efficientnet_lite_pytorch", "sklearn", "faiss", "cuml"),
 )
 MAX_LINES = 400
 

@@ -31,14 +31,14 @@ from psi_fast import store
 
 root = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-whole = store._write
+whole = store.write_whole
 
 def limited(path, write):
     if path.name == target:
         resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
     whole(path, write)
 
-store._write = limited
+store.write_whole = limited
 for how, target in [(how, target) for how in ("kill", "full") for target in sys.argv[2:]]:
     child = os.fork()
     if not child:
@@ -240,7 +240,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work_and_leaves_not
     def worked(*_, **__):
         raise AssertionError("worked before looking whether the folder can be written")
 
-    monkeypatch.setattr(store, "_write", refuse)
+    monkeypatch.setattr(store, "write_whole", refuse)
     monkeypatch.setattr(pipeline, "mine", worked)
     text = message(score, tmp_path / "new" / "run", error=StoreError)
     assert "Permission denied" in text

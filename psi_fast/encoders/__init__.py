@@ -9,7 +9,7 @@ from psi_fast.preprocess import Preprocess
 from psi_fast.progress import Progress
 from psi_fast.vocabulary import Vocabulary
 
-__all__ = ["Encoder", "load_encoder"]
+__all__ = ["Encoder", "TextTower", "load_encoder"]
 
 
 @runtime_checkable
@@ -49,6 +49,23 @@ class Encoder(Protocol):
         ...
 
 
+@runtime_checkable
+class TextTower(Protocol):
+    """An encoder whose concepts go through a network: their embeddings are worth keeping.
+
+    Attributes
+    ----------
+    precision : str
+        The dtype of its forward pass.
+    """
+
+    precision: str
+
+    def prompts(self, vocabulary: Vocabulary | None) -> tuple[list[str], list[str]]:
+        """The concepts [P] that `concepts` embeds, and the templates, with a place {} for one, that each is put into."""
+        ...
+
+
 def load_encoder(spec: str | Encoder) -> Encoder:
     """The encoder that `spec` names.
 
@@ -59,6 +76,8 @@ def load_encoder(spec: str | Encoder) -> Encoder:
           classifier's rows as concepts.
         - `open_clip:ARCH/TAG`, or `open_clip:ARCH/PATH` for a local checkpoint (an absolute path follows the slash:
           `open_clip:ViT-B-32//weights/clip.pt`).
+        - `open_clip:hf-hub:ORG/NAME`, a repository of the model hub, or `open_clip:local-dir:FOLDER`, a folder with what
+          such a repository holds: open_clip_config.json, weights and, where the model has one of its own, the tokenizer.
         - an Encoder, returned as it is.
 
     Raises
@@ -84,6 +103,6 @@ def load_encoder(spec: str | Encoder) -> Encoder:
 
         return OpenClipEncoder(rest)
     raise ModelError(
-        f"encoder {spec!r} is not understood; expected open_clip:ARCH/TAG or classifier:NETWORK"
+        f"encoder {spec!r} is not understood; expected open_clip:ARCH/TAG, open_clip:hf-hub:ORG/NAME or classifier:NETWORK"
         f"{nearest(family, ('open_clip', 'classifier'))}"
     )

@@ -1,8 +1,11 @@
 """CLIP models of the open_clip package."""
 
+import hashlib
+import json
 import pickle
+import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +21,12 @@ from psi_fast.vocabulary import TEMPLATES, Vocabulary, load_vocabulary
 
 _PROMPTS = 64
 """Prompts per pass through the text tower; always as many, so that the bank does not depend on its length."""
+_HUB, _FOLDER = "hf-hub:", "local-dir:"
+"""open_clip's own prefixes of a model that brings its configuration along."""
+_CONFIG, _WEIGHTS = "open_clip_config.json", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+_TOKENIZER = ["tokenizer.json", "tokenizer_config.json"]
+_SMALL = (".json", ".txt", ".model")
+"""Files of a model's folder that decide what the weights compute: its configuration and its tokenizer."""
 
 
 class OpenClipEncoder:
@@ -29,11 +38,13 @@ class OpenClipEncoder:
     Parameters
     ----------
     spec
-        ARCH/TAG or ARCH/PATH. A local checkpoint is fed as the architecture's published weights are, and gets the
-        activation of the architecture's name.
+        ARCH/TAG, ARCH/PATH, hf-hub:ORG/NAME, or local-dir:FOLDER with what such a repository holds. A local checkpoint is
+        fed as the architecture's published weights are, and gets the activation of the architecture's name.
 
     Attributes
     ----------
+    activation : {"QuickGELU", "GELU"}
+        Which of the two the model runs with.
     precision : str
         The dtype of the forward pass on the present device: float16, bfloat16 or float32.
     """
@@ -41,11 +52,17 @@ class OpenClipEncoder:
     def __init__(self, spec: str) -> None:
         self.name = f"open_clip:{spec}"
         self._package = require("open_clip", '"psi-fast[open-clip]"', self.name)
-        self._arch, _, source = spec.partition("/")
-        self._check(source)
         self.warnings: list[str] = []
-        self._model = self._load(source)
+        if spec.startswith((_HUB, _FOLDER)):
+            self._arch = spec
+            self._model = self._from_folder() if spec.startswith(_FOLDER) else self._from_repository()
+        else:
+            self._arch, _, source = spec.partition("/")
+            self._check(source)
+            self._model = self._load(source)
         self._model.eval().requires_grad_(False)
+        quick = any(type(module).__name__ == "QuickGELU" for module in self._model.modules())
+        self.activation = "QuickGELU" if quick else "GELU"
         self.preprocess = self._fed_by(self._model.visual.preprocess_cfg)
         self._tokenizer: Any = None
         self.to(torch.device("cpu"))
@@ -62,9 +79,8 @@ class OpenClipEncoder:
         self, vocabulary: Vocabulary | None, progress: Progress | None = None
     ) -> tuple[list[str], torch.Tensor]:
         """Names [P] and unit vectors float32 [P, d] on the CPU of a vocabulary's concepts; None means open-1602."""
-        vocabulary = vocabulary or load_vocabulary("open-1602")
-        templates = self._templates(vocabulary)
-        prompts = [template(concept) for concept in vocabulary.concepts for template in templates]
+        names, templates = self.prompts(vocabulary)
+        prompts = [template.replace("{}", name) for name in names for template in templates]
         tokenize = self._load_tokenizer()
         vectors = []
         with (progress or Progress(False)).bar("concepts", len(prompts), "prompt") as bar:
@@ -74,12 +90,21 @@ class OpenClipEncoder:
                     vectors += in_slices(lambda rows: [self._model.encode_text(rows).float().cpu()], tokens, _PROMPTS)
                 bar.update(len(tokens))
         unit = torch.nn.functional.normalize(torch.cat(vectors), dim=1)
-        mean = unit.reshape(len(vocabulary.concepts), len(templates), -1).mean(1)
-        return list(vocabulary.concepts), torch.nn.functional.normalize(mean, dim=1)
+        mean = unit.reshape(len(names), len(templates), -1).mean(1)
+        return names, torch.nn.functional.normalize(mean, dim=1)
+
+    def prompts(self, vocabulary: Vocabulary | None) -> tuple[list[str], list[str]]:
+        """The concepts of a vocabulary, and the templates they are put into; None means open-1602."""
+        vocabulary = vocabulary or load_vocabulary("open-1602")
+        if vocabulary.name == "imagenet":
+            templates: list[str] = [template("{}") for template in self._package.OPENAI_IMAGENET_TEMPLATES]
+        else:
+            templates = list(TEMPLATES)
+        return list(vocabulary.concepts), templates
 
     def fingerprint(self) -> str:
-        """sha256 (hex) over the model's weights, its architecture name and its image transform."""
-        return state_fingerprint(self._model, self._arch, repr(self._model.visual.preprocess_cfg))
+        """sha256 (hex) over the model's weights, its architecture and its image transform."""
+        return state_fingerprint(self._model, *self._architecture(), repr(self._model.visual.preprocess_cfg))
 
     def to(self, device: torch.device) -> Self:
         """The encoder itself, its towers now on `device`."""
@@ -107,27 +132,50 @@ class OpenClipEncoder:
         )
         return Preprocess(side, side, mean, std, interpolation, squash=mode == "squash")
 
+    def _architecture(self) -> list[str]:
+        """What tells the model from others of the same weights: a name, or the configuration that came along."""
+        if self._arch.startswith(_FOLDER):
+            files = sorted(path for path in self._folder().iterdir() if path.suffix in _SMALL)
+            return [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
+        if self._arch.startswith(_HUB):
+            return [json.dumps(self._package.get_model_config(self._arch), sort_keys=True)]
+        return [self._arch]
+
+    def _folder(self) -> Path:
+        return Path(self._arch.removeprefix(_FOLDER))
+
     def _see(self, batch: torch.Tensor) -> torch.Tensor:
         return self._model.encode_image(batch.contiguous(memory_format=self._memory_format))
-
-    def _templates(self, vocabulary: Vocabulary) -> list[Callable[[str], str]]:
-        if vocabulary.name == "imagenet":
-            return list(self._package.OPENAI_IMAGENET_TEMPLATES)
-        return [template.format for template in TEMPLATES]
 
     def _load_tokenizer(self) -> Any:
         """The architecture's tokenizer; some are fetched from the hub, which an image-only user need not reach."""
         if self._tokenizer is None:
+            text = (self._package.get_model_config(self._arch) or {}).get("text_cfg", {})
+            repository = text.get("hf_tokenizer_name")
+            if repository and not self._arch.startswith(_FOLDER):
+                try:
+                    require_hub_file(repository, _TOKENIZER, self.name, "")
+                except ModelError as error:
+                    raise self._tokenizer_error(repository, "the hub cannot be reached") from error
             try:
                 self._tokenizer = self._package.get_tokenizer(self._arch)
             except ImportError as error:
                 raise ModelError(f"the tokenizer of {self.name} needs another package: {one_line(error)}") from error
-            except OSError as error:
-                raise ModelError(
-                    f"the tokenizer of {self.name} is not on this machine and cannot be fetched ({one_line(error)}); "
-                    "choose an architecture with open_clip's own tokenizer, such as ViT-B-32"
-                ) from error
+            except (OSError, ValueError) as error:
+                raise self._tokenizer_error(repository, one_line(error)) from error
         return self._tokenizer
+
+    def _tokenizer_error(self, repository: str | None, reason: str) -> ModelError:
+        files = " and ".join(_TOKENIZER)
+        if self._arch.startswith(_FOLDER):
+            return ModelError(
+                f"the tokenizer in {self._folder()} cannot be read ({reason}); put {files} of {repository} there"
+            )
+        return ModelError(
+            f"the tokenizer of {self.name} is not on this machine and cannot be fetched ({reason}): fetch {files} of "
+            f"{repository} on another machine, put them beside the weights and an {_CONFIG} in one folder and name it as "
+            f"open_clip:{_FOLDER}/path; or choose an architecture with open_clip's own tokenizer, such as ViT-B-32"
+        )
 
     def _check(self, source: str) -> None:
         """Raises a ModelError unless the architecture is known and `source` is one of its tags or a file."""
@@ -145,6 +193,28 @@ class OpenClipEncoder:
             f"unknown weights in {self.name!r}: {self._arch} has {', '.join(tags) or 'no published ones'}"
             f"{nearest(source, tags)}; or give a checkpoint's path as open_clip:{self._arch}/PATH"
         )
+
+    def _from_folder(self) -> Any:
+        folder = self._folder()
+        if not (folder / _CONFIG).is_file():
+            raise ModelError(f"{str(folder)!r} is no folder with an {_CONFIG}, as {self.name!r} asks for")
+        if not any(path.suffix in (".safetensors", ".bin", ".pth") for path in folder.iterdir()):
+            raise ModelError(f"{folder} holds no weights; put {' or '.join(_WEIGHTS)} there")
+        with checkpoint_errors(folder):
+            return self._package.create_model_from_pretrained(self._arch, weights_only=True, return_transform=False)
+
+    def _from_repository(self) -> Any:
+        repository = self._arch.removeprefix(_HUB)
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+            raise ModelError(f"{self.name!r} names no repository of the model hub; expected open_clip:{_HUB}ORG/NAME")
+        files, instead = [_CONFIG, " or ".join(_WEIGHTS)], f"open_clip:{_FOLDER}/path/to/the/folder"
+        require_hub_file(repository, [_CONFIG], self.name, instead, fetch=" and ".join(files))
+        try:
+            return self._package.create_model_from_pretrained(self._arch, weights_only=True, return_transform=False)
+        except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            if isinstance(error, OSError) or "HF Hub" in str(error) or "could not be loaded" in str(error):
+                raise hub_error(repository, [" and ".join(files)], self.name, instead, one_line(error)) from error
+            raise ModelError(f"{self.name} cannot be loaded ({one_line(error)})") from error
 
     def _load(self, source: str) -> Any:
         published = source in self._package.list_pretrained_tags_by_model(self._arch)
@@ -191,7 +261,7 @@ class OpenClipEncoder:
 
     def _from_hub(self, tag: str, settings: dict[str, Any]) -> Any:
         repository, _, filename = settings.get("hf_hub", "").rpartition("/")
-        files = [filename] if filename else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+        files = [filename] if filename else _WEIGHTS
         instead = f"open_clip:{self._arch}//path/{files[0]}"
         if repository:
             require_hub_file(repository, files, self.name, instead)

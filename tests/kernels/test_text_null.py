@@ -32,11 +32,17 @@ def problem(
     return torch.from_numpy(prototypes).to(dtype), torch.tensor(sizes), torch.from_numpy(text).to(dtype)
 
 
-def shuffled(prototypes, k, text, kind, draws, pool=None, backend="torch"):
+def shuffled(prototypes, k, text, kind, draws, pool=None, backend="torch", head=None):
     ids = torch.arange(len(k))
     return text_shuffle_null(
-        prototypes, k, text, kind=kind, pool=pool, draws=draws, seed=0, channel=ids, backend=backend
+        prototypes, k, text, kind=kind, head=head, pool=pool, draws=draws, seed=0, channel=ids, backend=backend
     )
+
+
+def other_bank(text, width=9):
+    """Unit rows [P, width] of the same concepts, as another text encoder would give."""
+    rows = replicas.unit(np.random.default_rng(7).normal(size=(len(text), width)) + 0.4)
+    return torch.from_numpy(rows).to(text)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -49,6 +55,47 @@ def test_d_equals_the_replica(kind, dtype, width, concepts):
         expected, chosen = replicas.distinctness(prototypes[i, :size].numpy(), text.numpy(), kind)
         assert float(value[i]) == pytest.approx(expected, abs=TOLERANCE[dtype])
         assert index[i].tolist() == [*chosen.tolist(), *[-1] * (6 - size)]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_head_gives_the_distances_and_the_bank_the_concepts(dtype):
+    prototypes, k, text = problem(dtype=dtype)
+    head = other_bank(text)
+    value, index = distinctness(prototypes, k, text, kind="pairwise", head=head)
+    assert torch.equal(index, distinctness(prototypes, k, text, kind="pairwise").index)
+    for i, size in enumerate(k.tolist()):
+        expected = replicas.pairwise(None, head[index[i, :size]].double().numpy())
+        assert float(value[i]) == pytest.approx(expected, abs=TOLERANCE[dtype])
+    with pytest.raises(ValueError, match="a head goes with distinctness 'pairwise' alone"):
+        distinctness(prototypes, k, text, kind="gap", head=head)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_banks_own_copy_as_a_head_changes_no_bit(backend):
+    prototypes, k, text = problem(dtype=torch.float32)
+    given = {"kind": "pairwise", "draws": range(40), "backend": backend}
+    assert torch.equal(
+        shuffled(prototypes, k, text, head=text.clone(), **given), shuffled(prototypes, k, text, **given)
+    )
+    own, same = (text_rotation_null(prototypes, k, text, head=h, seed=0, **given) for h in (None, text.clone()))
+    assert torch.equal(own, same)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_same_concepts_are_drawn_with_a_head_and_without(backend):
+    """A head of one-hot rows tells which concepts a draw took: equal ones, or not."""
+    prototypes, k, text = problem(concepts=30, sizes=(2, 2))
+    head = torch.eye(30, dtype=text.dtype)
+
+    def rotated(*given, backend, head=None):
+        return text_rotation_null(*given[:3], kind=given[3], head=head, draws=given[4], seed=0, backend=backend)
+
+    for call in (shuffled, rotated):
+        plain, headed = (
+            call(prototypes, k, text, "pairwise", range(300), backend=backend, head=own) for own in (None, head)
+        )
+        assert set(headed.flatten().tolist()) == {0, 1}
+        assert torch.equal(headed == 0, plain.abs() < 1e-12)  # no two concepts of the bank are the same
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -66,13 +113,13 @@ def test_a_shuffled_draw_is_d_of_concepts_of_the_pool(kind, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "headed"), [("gap", False), ("pairwise", False), ("pairwise", True)])
 @pytest.mark.parametrize("pool", [None, [0, 3, 3, 3, 8, 11, 12, 12]])
-def test_monte_carlo_agrees_with_the_closed_form(kind, pool, backend):
+def test_monte_carlo_agrees_with_the_closed_form(kind, headed, pool, backend):
     prototypes, k, text = problem()
-    pool = None if pool is None else torch.tensor(pool)
-    drawn = shuffled(prototypes, k, text, kind, range(30_000), pool, backend).numpy()
-    mean, sd = (x.numpy() for x in shuffle_moments(prototypes, k, text, kind=kind, pool=pool))
+    pool, head = None if pool is None else torch.tensor(pool), other_bank(text) if headed else None
+    drawn = shuffled(prototypes, k, text, kind, range(30_000), pool, backend, head).numpy()
+    mean, sd = (x.numpy() for x in shuffle_moments(prototypes, k, text, kind=kind, head=head, pool=pool))
     assert mean.shape == sd.shape == (5,)
     assert (np.abs(drawn.mean(1) - mean) < 4 * sd / np.sqrt(drawn.shape[1])).all()
     fourth = ((drawn - mean[:, None]) ** 4).mean(1)

@@ -11,6 +11,7 @@ from psi_fast_kernels.text_null import frames, nearest, reference, text_rotation
 from psi_fast_kernels.text_null.cost import rotation_bytes, rotation_flops, shuffle_bytes, shuffle_flops
 
 KINDS = ("gap", "pairwise")
+WITH_HEAD = (*KINDS, "head")  # pairwise, of another bank
 BACKENDS = ("triton", "numba", "torch")
 ROUNDING = {torch.float32: 2e-6, torch.float64: 2e-14}
 # k_max, the channels' k, P, d
@@ -40,16 +41,24 @@ def problem(k_max, sizes, concepts, width, dtype=torch.float32, device="cpu"):
     return [x.to(device) for x in (*arrays, pool, channel)]
 
 
+def compared(kind, text):
+    """Arguments of one of WITH_HEAD; a head has more dimensions than the bank, or fewer."""
+    if kind != "head":
+        return {"kind": kind}
+    head = replicas.unit(np.random.default_rng(1).normal(size=(len(text), 41)))
+    return {"kind": "pairwise", "head": torch.from_numpy(head).to(text)}
+
+
 def shuffled(given, kind, backend, *, pooled=False, draws=range(3, 14), seed=2**40 + 7):
     prototypes, k, text, pool, channel = given
     return text_shuffle_null(
-        prototypes, k, text, kind=kind, pool=pool if pooled else None, draws=draws, seed=seed, channel=channel,
-        backend=backend,
+        prototypes, k, text, **compared(kind, text), pool=pool if pooled else None, draws=draws, seed=seed,
+        channel=channel, backend=backend,
     )  # fmt: skip
 
 
 def rotated(given, kind, backend, *, draws=range(3, 10), seed=2**40 + 7):
-    return text_rotation_null(*given[:3], kind=kind, draws=draws, seed=seed, backend=backend)
+    return text_rotation_null(*given[:3], **compared(kind, given[2]), draws=draws, seed=seed, backend=backend)
 
 
 def replace(monkeypatch, backend, name, substitute):
@@ -67,7 +76,7 @@ def shrink(monkeypatch, backend, items):
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WITH_HEAD)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("backend", ["triton", "numba"])
 def test_every_backend_gives_the_draws_of_the_reference(backend, shape, kind, dtype, triton_device):
@@ -82,7 +91,7 @@ def test_every_backend_gives_the_draws_of_the_reference(backend, shape, kind, dt
     torch.testing.assert_close(rotated(given, kind, backend), rotated(given, kind, "torch"), **exact)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WITH_HEAD)
 @pytest.mark.parametrize("backend", ["numba", "torch"])
 @pytest.mark.parametrize("width", [24, 41])
 def test_neither_chunks_nor_company_change_a_bit(backend, kind, width, monkeypatch):
@@ -101,7 +110,7 @@ def test_neither_chunks_nor_company_change_a_bit(backend, kind, width, monkeypat
     assert not torch.equal(rotated(given, kind, backend, seed=1), wholes[2])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WITH_HEAD)
 def test_triton_draws_depend_on_index_channel_and_seed_only(kind, monkeypatch, triton_device):
     given = problem(6, (2, 6, 3), 30, 41, device=triton_device)
     whole, turned = shuffled(given, kind, "triton"), rotated(given, kind, "triton")
@@ -145,7 +154,7 @@ def test_out_of_memory_gives_the_same_draws_in_smaller_chunks(backend, monkeypat
 @pytest.mark.parametrize("k_max", [2, 16])
 def test_chunks_keep_to_their_budget_but_never_stop(kind, concepts, k_max):
     prototypes = torch.empty(1, k_max, 512)
-    channels = reference.channels_per_chunk(prototypes, concepts, 10**6, kind)
+    channels = reference.channels_per_chunk(prototypes, torch.empty(concepts, 512, device="meta"), 10**6, kind)
     assert channels >= 1
     held = k_max * concepts if kind == "gap" else 2 * reference.DRAWS * 512
     assert channels == 1 or 4 * channels * held <= reference.BUDGET
@@ -199,6 +208,12 @@ def test_frames_are_orthonormal_and_uniform(size, width):
         ({"channel": torch.arange(3)}, r"channel must be \[2\] int64, got \(3,\)"),
         ({"text": torch.ones(0, 8)}, r"text \[P, d\] with P >= 1, got \(2, 3, 8\) and \(0, 8\)"),
         ({"text": torch.ones(4, 8).double()}, "both be float32 or float64, got torch.float32 and torch.float64"),
+        ({"head": torch.ones(4, 5)}, "a head goes with distinctness 'pairwise' alone.*got 'gap'"),
+        (
+            {"kind": "pairwise", "head": torch.ones(3, 8)},
+            r"head must be \[4, e\] torch.float32 like text, got \(3, 8\)",
+        ),
+        ({"kind": "pairwise", "head": torch.ones(4, 5).double()}, r"head must be .* got \(4, 5\) torch.float64"),
         ({"pool": torch.tensor([], dtype=torch.int64)}, r"pool must be \[M\] int64 with M >= 1, got \(0,\)"),
         ({"pool": torch.tensor([0, 4])}, r"pool must lie in 0\.\.3, got 0\.\.4"),
         ({"draws": range(0, 9, 2)}, r"draws must count up by 1 within 0\.\.2\*\*32, got range\(0, 9, 2\)"),
@@ -220,7 +235,7 @@ def test_a_bad_argument_is_named(change, said):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WITH_HEAD)
 def test_no_channels_and_no_draws_give_an_empty_result(backend, kind, triton_device):
     given = problem(3, (2, 3), 7, 8, device=triton_device if backend == "triton" else "cpu")
     none = [given[0][:0], given[1][:0], given[2], given[3], given[4][:0]]

@@ -5,7 +5,8 @@ Concepts are drawn with replacement, so the gap's terms nu_l . T_tau_l are indep
 gap         mean = sum_l nu_l . m              variance = sum_l nu_l^T S nu_l
 pairwise    mean = 1 - m . m                   variance = 2 (2 (k - 2) m^T S m + tr S S + 2 m^T S m) / (k (k - 1))
 
-with m and S the mean and covariance of the pool; the pairwise value is a U-statistic (Hoeffding 1948).
+with m and S the mean and covariance of the pool, in the head where there is one; the pairwise value is a
+U-statistic (Hoeffding 1948).
 """
 
 import torch
@@ -14,16 +15,16 @@ from torch import Tensor
 from psi_fast_kernels._batched import products
 from psi_fast_kernels._chunks import in_chunks
 from psi_fast_kernels._tiling import rows_per_chunk
-from psi_fast_kernels.text_null.reference import BUDGET, distinct_pool, gap_vectors
+from psi_fast_kernels.text_null.reference import BUDGET, compared_bank, distinct_pool, gap_vectors
 
 ROUNDING = 1e-12  # of a variance of cosines: nothing varies
 
 
 def shuffle_moments(
-    prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str, pool: Tensor | None
+    prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str, head: Tensor | None = None, pool: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the shuffled-text null, each [C]; arguments as in `text_null.op.text_shuffle_null`."""
-    centre, covariance = _spread(*distinct_pool(text, pool))
+    centre, covariance = _spread(*distinct_pool(compared_bank(text, head, kind), pool))
     if kind == "gap":
         mean, variance = torch.empty_like(k, dtype=torch.float64), torch.empty_like(k, dtype=torch.float64)
 

@@ -22,13 +22,14 @@ def text_shuffle_null(
     text: Tensor,
     *,
     kind: str,
+    head: Tensor,
     pool: Tensor | None,
     draws: range,
     seed: int,
     channel: Tensor,
 ) -> Tensor:
     """See `psi_fast_kernels.text_null.op.text_shuffle_null`."""
-    bank, concepts = distinct_pool(text, pool)
+    bank, concepts = distinct_pool(text if kind == "gap" else head, pool)
     result = prototypes.new_empty(len(k), len(draws))
     drawn = concepts.numpy(), draws.start, seed & 0xFFFFFFFF, seed >> 32
     ks, ids, values = k.numpy(), channel.numpy(), result.numpy()
@@ -44,13 +45,15 @@ def text_shuffle_null(
         own = values[part], ids[part], ks[part], fit
         over_threads(lambda rows: _gaps(*(array[rows] for array in own), *drawn), len(fit))
 
-    in_chunks(work, len(k), channels_per_chunk(prototypes, len(columns), len(draws), kind), "channels")
+    in_chunks(work, len(k), channels_per_chunk(prototypes, columns, len(draws), kind), "channels")
     return result
 
 
-def text_rotation_null(prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str, draws: range, seed: int) -> Tensor:
+def text_rotation_null(
+    prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str, head: Tensor, draws: range, seed: int
+) -> Tensor:
     """See `psi_fast_kernels.text_null.op.text_rotation_null`."""
-    return rotated_values(prototypes, k, text, kind=kind, draws=draws, seed=seed, distances=distances)
+    return rotated_values(prototypes, k, text, kind=kind, head=head, draws=draws, seed=seed, distances=distances)
 
 
 def distances(chosen: Tensor, k: Tensor, bank: Tensor) -> Tensor:

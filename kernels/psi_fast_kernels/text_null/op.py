@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from psi_fast_kernels._backend import implementation
+from psi_fast_kernels.text_null.reference import compared_bank
 
 OFFERS = ("triton", "numba", "torch")
 KINDS = ("gap", "pairwise")
@@ -20,6 +21,7 @@ def text_shuffle_null(
     text: Tensor,
     *,
     kind: str,
+    head: Tensor | None = None,
     pool: Tensor | None,
     draws: range,
     seed: int,
@@ -38,6 +40,8 @@ def text_shuffle_null(
     kind : {"gap", "pairwise"}
         How much better clusters fit their own concept than each other's, in [-2, 2], or how far apart the concepts are,
         in [0, 2].
+    head : [P, e], dtype as `text`, or None
+        Unit rows of the same concepts, of which `pairwise` takes its distances; None is `text`.
     pool : [M] int64 in 0..P-1, M >= 1, or None
         Concepts to draw from, with repeats as weights; None is the whole bank.
     draws : range
@@ -55,6 +59,7 @@ def text_shuffle_null(
         The backend asked for cannot run here.
     """
     _check(prototypes, k, text, kind, draws, seed)
+    head = compared_bank(text, head, kind)
     if channel.shape != k.shape or channel.dtype != torch.int64:
         raise ValueError(f"channel must be [{len(k)}] int64, got {tuple(channel.shape)} {channel.dtype}")
     if pool is not None:
@@ -65,21 +70,33 @@ def text_shuffle_null(
     module = implementation(__package__, backend, text.device, offers=OFFERS)
     if len(k) == 0 or len(draws) == 0:
         return prototypes.new_empty(len(k), len(draws))
-    return module.text_shuffle_null(prototypes, k, text, kind=kind, pool=pool, draws=draws, seed=seed, channel=channel)
+    return module.text_shuffle_null(
+        prototypes, k, text, kind=kind, head=head, pool=pool, draws=draws, seed=seed, channel=channel
+    )
 
 
 def text_rotation_null(
-    prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str, draws: range, seed: int, backend: str = "auto"
+    prototypes: Tensor,
+    k: Tensor,
+    text: Tensor,
+    *,
+    kind: str,
+    head: Tensor | None = None,
+    draws: range,
+    seed: int,
+    backend: str = "auto",
 ) -> Tensor:
     """D after the bank is turned against the image space and concepts are chosen again, [C, B].
 
-    The rotations are shared by all channels, and drawn again in every call; arguments as in `text_shuffle_null`.
+    A head is not turned: the distances within it are the same in every rotation. The rotations are shared by all channels,
+    and drawn again in every call; arguments as in `text_shuffle_null`.
     """
     _check(prototypes, k, text, kind, draws, seed)
+    head = compared_bank(text, head, kind)
     module = implementation(__package__, backend, text.device, offers=OFFERS)
     if len(k) == 0 or len(draws) == 0:
         return prototypes.new_empty(len(k), len(draws))
-    return module.text_rotation_null(prototypes, k, text, kind=kind, draws=draws, seed=seed)
+    return module.text_rotation_null(prototypes, k, text, kind=kind, head=head, draws=draws, seed=seed)
 
 
 def _check(prototypes: Tensor, k: Tensor, text: Tensor, kind: str, draws: range, seed: int) -> None:

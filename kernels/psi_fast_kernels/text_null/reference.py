@@ -2,7 +2,9 @@
 
 gap         D = mean_j [ mu_j . T_tj - mean_{l != j} mu_j . T_tl ] = sum_l nu_l . T_tl
             nu_l = mu_l / (k - 1) - sum_j mu_j / (k (k - 1))
-pairwise    D = mean over pairs j < l of 1 - T_tj . T_tl
+pairwise    D = mean over pairs j < l of 1 - H_tj . H_tl
+
+The concepts t_j are chosen in the bank T. H is T, or a text-only head's embeddings of the same concepts.
 """
 
 from collections.abc import Callable
@@ -31,23 +33,26 @@ class Concepts(NamedTuple):
     index: Tensor
 
 
-def distinctness(prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str, search: str = "auto") -> Concepts:
+def distinctness(
+    prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str, head: Tensor | None = None, search: str = "auto"
+) -> Concepts:
     """D of each channel with every cluster's nearest concept.
 
     Arguments as in `text_null.op.text_shuffle_null`, `search` as in `text_null.nearest.nearest_concepts`.
     """
+    head = compared_bank(text, head, kind)
     used = used_clusters(prototypes, k)
     index = nearest_concepts(torch.where(used[..., None], prototypes, 0), text, search=search)
     value = torch.empty_like(prototypes[:, 0, 0])
 
     def work(rows: slice) -> None:
-        vectors = torch.where(used[rows, :, None], text[index[rows]], 0)
+        vectors = torch.where(used[rows, :, None], head[index[rows]], 0)
         left = gap_vectors(prototypes[rows], k[rows]) if kind == "gap" else vectors
         pairs = products(left, vectors.mT)
         own = ordered_sum(pairs.diagonal(dim1=1, dim2=2), 1)
         value[rows] = own if kind == "gap" else mean_distance(ordered_sum(pairs.flatten(1), 1), own, k[rows])
 
-    per_channel = 4 * prototypes.itemsize * prototypes.shape[1] * (prototypes.shape[2] + 16)
+    per_channel = 4 * prototypes.itemsize * prototypes.shape[1] * (max(prototypes.shape[2], head.shape[1]) + 16)
     in_chunks(work, len(k), rows_per_chunk(per_channel, budget_bytes=BUDGET), "channels")
     return Concepts(value, torch.where(used, index, -1))
 
@@ -58,13 +63,14 @@ def text_shuffle_null(
     text: Tensor,
     *,
     kind: str,
+    head: Tensor,
     pool: Tensor | None,
     draws: range,
     seed: int,
     channel: Tensor,
 ) -> Tensor:
     """See `psi_fast_kernels.text_null.op.text_shuffle_null`."""
-    bank, concepts = distinct_pool(text, pool)
+    bank, concepts = distinct_pool(text if kind == "gap" else head, pool)
     k_max = prototypes.shape[1]
     columns = aligned(bank)
     result = prototypes.new_empty(len(k), len(draws))
@@ -77,17 +83,27 @@ def text_shuffle_null(
             part = result[rows, int(block[0]) - draws.start :][:, : len(block)]
             part.copy_(distances(chosen, k[rows], bank) if fit is None else _gaps(chosen, fit))
 
-    in_chunks(work, len(k), channels_per_chunk(prototypes, len(columns), len(draws), kind), "channels")
+    in_chunks(work, len(k), channels_per_chunk(prototypes, columns, len(draws), kind), "channels")
     return result
 
 
-def text_rotation_null(prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str, draws: range, seed: int) -> Tensor:
+def text_rotation_null(
+    prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str, head: Tensor, draws: range, seed: int
+) -> Tensor:
     """See `psi_fast_kernels.text_null.op.text_rotation_null`; `psi_fast_kernels.text_null.frames` has the formula."""
-    return rotated_values(prototypes, k, text, kind=kind, draws=draws, seed=seed, distances=distances)
+    return rotated_values(prototypes, k, text, kind=kind, head=head, draws=draws, seed=seed, distances=distances)
 
 
 def rotated_values(
-    prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str, draws: range, seed: int, distances: Callable[..., Tensor]
+    prototypes: Tensor,
+    k: Tensor,
+    text: Tensor,
+    *,
+    kind: str,
+    head: Tensor,
+    draws: range,
+    seed: int,
+    distances: Callable[..., Tensor],
 ) -> Tensor:
     """`text_rotation_null` with another function in the place of `distances`."""
     channels, k_max, width = prototypes.shape
@@ -113,11 +129,28 @@ def rotated_values(
             else:
                 chosen = torch.zeros_like(used, dtype=torch.int64)
                 chosen[used] = nearest
-                result[:, place] = distances(chosen[:, None], k, text)[:, 0]
+                result[:, place] = distances(chosen[:, None], k, head)[:, 0]
 
     per_draw = bytes_per_draw(len(bank), width, size, text.itemsize)
     in_chunks(work, len(draws), rows_per_chunk(per_draw, budget_bytes=BUDGET), "draws")
     return result
+
+
+def compared_bank(text: Tensor, head: Tensor | None, kind: str) -> Tensor:
+    """The bank whose vectors D takes: `head` [P, e], or `text` where there is none.
+
+    Raises
+    ------
+    ValueError
+        The head has other concepts or another dtype than `text`, or `kind` is one that compares with prototypes.
+    """
+    if head is None:
+        return text
+    if kind != "pairwise":
+        raise ValueError(f"a head goes with distinctness 'pairwise' alone, which needs no prototypes; got {kind!r}")
+    if head.ndim != 2 or len(head) != len(text) or head.dtype != text.dtype:
+        raise ValueError(f"head must be [{len(text)}, e] {text.dtype} like text, got {tuple(head.shape)} {head.dtype}")
+    return head
 
 
 def used_clusters(prototypes: Tensor, k: Tensor) -> Tensor:
@@ -139,12 +172,12 @@ def mean_distance(whole: Tensor, own: Tensor, k: Tensor) -> Tensor:
     return 1 - (whole - own) / (clusters * (clusters - 1))
 
 
-def distinct_pool(text: Tensor, pool: Tensor | None) -> tuple[Tensor, Tensor]:
+def distinct_pool(bank: Tensor, pool: Tensor | None) -> tuple[Tensor, Tensor]:
     """The concepts that can be drawn [U, d], and for each place of the pool the one it holds, [M] int64."""
     if pool is None:
-        return text, torch.arange(len(text), device=text.device)
+        return bank, torch.arange(len(bank), device=bank.device)
     held, places = pool.unique(return_inverse=True)
-    return text[held], places
+    return bank[held], places
 
 
 def channel_fits(prototypes: Tensor, k: Tensor, bank: Tensor) -> Tensor:
@@ -152,11 +185,11 @@ def channel_fits(prototypes: Tensor, k: Tensor, bank: Tensor) -> Tensor:
     return fits(gap_vectors(prototypes, k).flatten(0, 1), bank).unflatten(0, prototypes.shape[:2])
 
 
-def channels_per_chunk(prototypes: Tensor, concepts: int, draws: int, kind: str) -> int:
-    """Channels whose products (gap) or summed vectors (pairwise), and random numbers, are held at once."""
-    _, k_max, width = prototypes.shape
+def channels_per_chunk(prototypes: Tensor, bank: Tensor, draws: int, kind: str) -> int:
+    """Channels whose products (gap) or summed vectors (pairwise), and random numbers, are held at once; `bank` is aligned."""
+    k_max = prototypes.shape[1]
     at_once = min(draws, DRAWS)
-    numbers = k_max * concepts if kind == "gap" else 4 * at_once * width
+    numbers = k_max * len(bank) if kind == "gap" else 4 * at_once * bank.shape[1]
     count = rows_per_chunk(prototypes.itemsize * numbers + 16 * 8 * at_once * k_max, budget_bytes=BUDGET)
     whole = count * k_max // ROWS * ROWS  # rows of whole products
     return count if whole == 0 else whole // k_max

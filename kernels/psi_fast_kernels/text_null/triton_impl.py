@@ -105,7 +105,7 @@ def _rotated_values(
     root,  # [C, k_max, size], L
     weights,  # [C, k_max, size], nu in the frame
     turned,  # [b, size, stride], F T^T
-    text,  # [P, width]
+    head,  # [P, width]
     k,  # [C] int64
     first,  # column of the result that the first of the b draws goes to
     draws,
@@ -122,7 +122,7 @@ def _rotated_values(
 ):
     row = tl.program_id(0).to(tl.int64)
     draw = tl.program_id(1).to(tl.int64)
-    dtype = text.dtype.element_ty
+    dtype = head.dtype.element_ty
     cluster = tl.arange(0, CLUSTERS)
     clusters = tl.load(k + row).to(tl.int32)
     used = cluster < clusters
@@ -153,7 +153,7 @@ def _rotated_values(
         for start in range(0, width, WIDTH):
             column = start + tl.arange(0, WIDTH)
             inside = used[:, None] & (column < width)[None, :]
-            vector = tl.load(text + nearest.to(tl.int64)[:, None] * width + column[None, :], mask=inside, other=0)
+            vector = tl.load(head + nearest.to(tl.int64)[:, None] * width + column[None, :], mask=inside, other=0)
             whole = tl.sum(vector, axis=0)
             pairs += whole * whole - tl.sum(vector * vector, axis=0)
         value = 1 - tl.sum(pairs, axis=0) / (clusters * (clusters - 1)).to(dtype)
@@ -166,13 +166,14 @@ def text_shuffle_null(
     text: Tensor,
     *,
     kind: str,
+    head: Tensor,
     pool: Tensor | None,
     draws: range,
     seed: int,
     channel: Tensor,
 ) -> Tensor:
     """See `psi_fast_kernels.text_null.op.text_shuffle_null`."""
-    bank, concepts = distinct_pool(text, pool)
+    bank, concepts = distinct_pool(text if kind == "gap" else head, pool)
     bank, channel, k = bank.contiguous(), channel.contiguous(), k.contiguous()
     result = prototypes.new_empty(len(k), len(draws))
     first, key = signed_word(draws.start), key_words(seed)
@@ -192,26 +193,28 @@ def text_shuffle_null(
             len(columns), *key, DRAWS=DRAWS, num_warps=4,
         )  # fmt: skip
 
-    in_chunks(work, len(k), channels_per_chunk(prototypes, len(columns), 0, kind), "channels")
+    in_chunks(work, len(k), channels_per_chunk(prototypes, columns, 0, kind), "channels")
     return result
 
 
-def text_rotation_null(prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str, draws: range, seed: int) -> Tensor:
+def text_rotation_null(
+    prototypes: Tensor, k: Tensor, text: Tensor, *, kind: str, head: Tensor, draws: range, seed: int
+) -> Tensor:
     """See `psi_fast_kernels.text_null.op.text_rotation_null`."""
     channels, k_max, width = prototypes.shape
     size, bank = frame_size(k_max, width), aligned(text)
     root = gram_root(torch.where(used_clusters(prototypes, k)[..., None], prototypes, 0)).contiguous()
     weights = gap_vectors(root, k)
-    text, k = text.contiguous(), k.contiguous()
+    head, k = head.contiguous(), k.contiguous()
     result = prototypes.new_empty(channels, len(draws))
 
     def work(part: slice) -> None:
         block = range(draws.start + part.start, draws.start + part.stop)
         turned = turned_banks(bank, width, size, draws=block, seed=seed)
         _rotated_values[(channels, len(block))](
-            result, root, weights, turned, text, k, part.start, len(draws), k_max, size, len(text), len(bank), width,
-            KIND=kind, CLUSTERS=triton.next_power_of_2(k_max), SIZE=triton.next_power_of_2(size),
-            COLUMNS=columns_tile(len(text)), WIDTH=vector_tile(width)[1], num_warps=4,
+            result, root, weights, turned, head, k, part.start, len(draws), k_max, size, len(text), len(bank),
+            head.shape[1], KIND=kind, CLUSTERS=triton.next_power_of_2(k_max), SIZE=triton.next_power_of_2(size),
+            COLUMNS=columns_tile(len(text)), WIDTH=vector_tile(head.shape[1])[1], num_warps=4,
         )  # fmt: skip
 
     per_draw = bytes_per_draw(len(bank), width, size, text.itemsize)
@@ -250,7 +253,7 @@ def specimens() -> list[Specimen]:
             {"DRAWS": rows, "WIDTH": width},
         ),
     ]
-    pointers = dict.fromkeys(("result", "root", "weights", "turned", "text"), "*fp32")
+    pointers = dict.fromkeys(("result", "root", "weights", "turned", "head"), "*fp32")
     sizes = dict.fromkeys(("first", "draws", "k_max", "size", "columns", "stride", "width"), "i32")
     for kind in ("gap", "pairwise"):
         for clusters in (8, 16):
