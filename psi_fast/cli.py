@@ -5,15 +5,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 import psi_fast
-from psi_fast.config import PSIConfig
+from psi_fast.config import PSIConfig, read_toml
 from psi_fast.environment import keep_freed_memory
-from psi_fast.errors import ConfigError, PsiFastError
+from psi_fast.errors import ConfigError, PsiFastError, nearest
 
 Settings = tyro.conf.OmitArgPrefixes[PSIConfig]
 
@@ -43,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _base_settings(arguments: list[str]) -> tuple[list[str], PSIConfig]:
-    """What --preset and --config FILE.toml make the defaults of the other flags; both are taken out of the arguments."""
+    """The arguments without --preset and --config FILE.toml, and the settings these make the defaults of the other flags.
+
+    What a file says beside settings, such as the network, becomes flags in front of the others, which override them.
+    """
     if arguments[:1] != ["score"]:
         return arguments, PSIConfig()
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -52,9 +56,31 @@ def _base_settings(arguments: list[str]) -> tuple[list[str], PSIConfig]:
     found, rest = parser.parse_known_args(arguments)
     if found.preset and found.config:
         raise ConfigError("give either --preset or --config, not both")
-    if found.config:
-        return rest, PSIConfig.from_toml(found.config)
-    return rest, PSIConfig.preset(found.preset or "default")
+    if not found.config:
+        return rest, PSIConfig.preset(found.preset or "default")
+    values = read_toml(found.config)
+    inputs = [name for name in signature(_commands(PSIConfig())["score"]).parameters if name != "settings"]
+    names = [*inputs, *PSIConfig().to_dict()]
+    for name in values:
+        if name not in names:
+            raise ConfigError(
+                f"unknown setting {name!r} in {found.config}{nearest(name, names)}; see `psi-fast score --help`"
+            )
+    if any(argument.partition("=")[0] == "--layer" for argument in rest):  # it would be added to the file's layers
+        values.pop("layer", None)
+    flags = [flag for name in inputs if name in values for flag in _flags(name, values.pop(name))]
+    return [*rest[:1], *flags, *rest[1:]], PSIConfig.from_dict(values)
+
+
+def _flags(name: str, value: Any) -> list[str]:
+    """The flags that say the same as `name = value` in a TOML file."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    values = value if name == "layer" and isinstance(value, list) else [value]
+    if not all(isinstance(one, (str, int)) for one in values):
+        raise ConfigError(f"{name} must be text, a number, or for layer a list of names, got {value!r}")
+    return [part for one in values for part in (f"--{flag}", str(one))]
 
 
 def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
@@ -78,7 +104,8 @@ def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
     ) -> None:
         """Score a layer's channels from images and write a run folder.
 
-        Besides the flags below, --config FILE.toml or --preset {default,paper} set the defaults of the settings.
+        Besides the flags below, --preset {default,paper} or --config FILE.toml set the defaults: lines such as `top_k = 50`
+        for settings, and `network = "timm:resnet50"` or `layer = ["layer3", "layer4"]` for the rest.
 
         Args:
             network: efficientnet-lite:lite0, torchvision:resnet50[@WEIGHTS|@none|@/path.pth], timm:NAME[@none|@/path],

@@ -109,15 +109,19 @@ class PSIConfig:
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
         """Settings from a TOML file of `field = value` lines; fields left out keep their defaults."""
-        try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"cannot read settings from {path}: {error}") from error
-        return cls.from_dict(values)
+        return cls.from_dict(read_toml(path))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-ready values."""
         return dataclasses.asdict(self)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """What a TOML file holds; ConfigError when it cannot be read."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read settings from {path}: {error}") from error
 
 
 def _check_type(name: str, value: Any) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import urllib.error
+from pathlib import Path
 
 import pytest
 import tiny
@@ -275,6 +276,48 @@ def test_every_setting_is_a_flag_of_score(capsys):
         assert {f"--{name}", f"--no-{name}"} & flags, field.name
     wanted = {"--network", "--layer", "--images", "--encoder", "--out", "--vocabulary", "--channels", "--max-images"}
     assert wanted | {"--skip-unreadable", "--device", "--no-progress", "--config", "--preset"} <= flags
+
+
+def test_a_file_gives_the_whole_job_and_flags_override_it(tmp_path, pictures):
+    file = tmp_path / "job.toml"
+    lines = {
+        "network": "tiny:network",
+        "layer": ["2", "3"],
+        "images": str(pictures),
+        "encoder": "classifier:tiny:classifier",
+    }
+    lines |= {"out": str(tmp_path / "one"), "max_images": 20, "skip_unreadable": True, "progress": False}
+    lines |= {name.removeprefix("--").replace("-", "_"): json.loads(value) for name, value in tiny.SETTINGS.items()}
+    file.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in lines.items()))
+    assert run("score", "--config", file) == 0
+    made = manifest(tmp_path / "one")
+    assert (made["network"], made["layers"], made["images"]) == ("tiny", ["2", "3"], 20)
+    assert made["config"]["draws"] == 9
+    assert run("score", "--config", file, "--layer", "3", "--out", tmp_path / "other", "--draws", "7") == 0
+    made = manifest(tmp_path / "other")
+    assert (made["layers"], made["config"]["draws"]) == (["3"], 7)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('netwrok = "tiny:network"', "'netwrok'"),
+        ("layer = [1.5]", "layer must be"),
+        ("images = {}", "images must be"),
+        ("network = [1]", "network must be"),
+    ],
+)
+def test_a_job_file_with_a_wrong_line_ends_in_one_line(tmp_path, capsys, line, said):
+    file = tmp_path / "job.toml"
+    file.write_text(line)
+    assert run("score", "--config", file) == 2
+    assert said in one_line(capsys)
+
+
+def test_the_example_is_understood(capsys):
+    file = Path(__file__).parents[1] / "examples" / "resnet50.toml"
+    assert run("score", "--config", file, "--network", "tiny:network", "--images", "no such folder", "--out", "x") == 2
+    assert "layer3" in one_line(capsys)  # the tiny network has no such layer; all before it was taken
 
 
 @pytest.mark.parametrize("network", ["torchvision:resnet18", "timm:resnet18.a1_in1k"])
