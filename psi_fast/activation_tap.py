@@ -11,7 +11,7 @@ from torch import nn
 from psi_fast.attention_heads import HEADS, Heads, find_heads, heads_of
 from psi_fast.checkpoints import one_line
 from psi_fast.errors import ModelError, nearest
-from psi_fast.forward import channels_last, in_slices
+from psi_fast.forward import Pace, autocast, channels_last, in_slices
 from psi_fast.unit_layout import Layout, layout_of
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class ActivationTap:
     Use as a context: inside, the network is in eval mode on `device` with frozen parameters; afterwards, also after an
     error, training flags, requires_grad, hooks and device are as before. Gradients with respect to the input flow
     wherever the caller has them enabled. With gradients off on a CPU the batch goes through in slices of
-    `psi_fast.forward.SLICE` images, so that a result does not depend on the batch it came in.
+    `psi_fast.forward.Pace.size` images, so that a result does not depend on the batch it came in.
 
     Parameters
     ----------
@@ -66,6 +66,8 @@ class ActivationTap:
         Where to run. The network is moved there inside the context.
     at
         Read the layer's output (the default) or its first input.
+    pace
+        How the forward passes run; the default is float32.
 
     Attributes
     ----------
@@ -86,7 +88,12 @@ class ActivationTap:
     """
 
     def __init__(
-        self, network: "Network", layer: str, device: torch.device, at: Literal["output", "input"] = "output"
+        self,
+        network: "Network",
+        layer: str,
+        device: torch.device,
+        at: Literal["output", "input"] = "output",
+        pace: Pace | None = None,
     ) -> None:
         modules = dict(network.module.named_modules())
         self._heads = find_heads(network.module, layer, network.name) if layer.endswith(HEADS) else None
@@ -97,6 +104,7 @@ class ActivationTap:
         self.network = network
         self.layer = layer
         self.device = torch.device(device)
+        self.pace = pace or Pace()
         self._at = at
         self._target = self._heads.source if self._heads else modules[layer]
         self._seen: list[Any] = []
@@ -134,7 +142,7 @@ class ActivationTap:
         """
         if not self._open:
             raise RuntimeError("an ActivationTap is called inside `with tap:`")
-        return _read([self], batch)[0]
+        return _read([self], batch, self.pace)[0]
 
     def _taken(self, count: int) -> torch.Tensor:
         """What the last forward pass of `count` images left here, as [B, C, P] float32."""
@@ -198,10 +206,13 @@ class JointTap:
     ----------
     taps
         One a layer, all of one network on one device.
+    pace
+        How the forward passes run, whatever the taps say; the default is float32.
     """
 
-    def __init__(self, taps: Sequence[ActivationTap]) -> None:
+    def __init__(self, taps: Sequence[ActivationTap], pace: Pace | None = None) -> None:
         self.taps = tuple(taps)
+        self.pace = pace or Pace()
         self.device = self.taps[0].device
         if len({(id(tap.network), tap.device) for tap in self.taps}) > 1:
             raise ValueError("taps are read together only where they are of one network on one device")
@@ -216,7 +227,7 @@ class JointTap:
 
     def __call__(self, batch: torch.Tensor) -> list[torch.Tensor]:
         """Activations [B, C, P] float32 of each tap's layer, in the taps' order, for a batch as `ActivationTap` takes it."""
-        return _read(self.taps, batch)
+        return _read(self.taps, batch, self.pace)
 
 
 def _opened(taps: Sequence[ActivationTap]) -> ExitStack:
@@ -235,7 +246,7 @@ def _opened(taps: Sequence[ActivationTap]) -> ExitStack:
         return stack.pop_all()
 
 
-def _read(taps: Sequence[ActivationTap], batch: torch.Tensor) -> list[torch.Tensor]:
+def _read(taps: Sequence[ActivationTap], batch: torch.Tensor, pace: Pace) -> list[torch.Tensor]:
     """One forward pass of the batch, through opened taps."""
     first = taps[0]
 
@@ -243,13 +254,14 @@ def _read(taps: Sequence[ActivationTap], batch: torch.Tensor) -> list[torch.Tens
         for tap in taps:
             tap._seen.clear()
         with suppress(_Stop):
-            first.network.module(rows.contiguous(memory_format=first._memory_format))
+            first.network.module(rows)
         return [tap._taken(len(rows)) for tap in taps]
 
     batch = batch.to(first.device)
-    if first.device.type == "cpu" and not torch.is_grad_enabled():
-        return in_slices(forward, batch)
-    return forward(batch)
+    with autocast(first.device, pace.dtype):
+        if first.device.type == "cpu" and not torch.is_grad_enabled():
+            return in_slices(forward, batch, pace.size, first._memory_format)
+        return forward(batch.contiguous(memory_format=first._memory_format))
 
 
 def list_layers(network: "Network") -> list[LayerInfo]:

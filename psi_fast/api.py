@@ -27,6 +27,7 @@ from psi_fast.progress import Progress
 from psi_fast.results import Bank
 from psi_fast.scores import Scores
 from psi_fast.text_banks import concept_bank, head_bank
+from psi_fast.trial import choose_pace
 from psi_fast.validation import (
     read_bank,
     read_channels,
@@ -126,8 +127,12 @@ def score(
         encoder = load_encoder(encoder).to(where)
         head = None if text_head is None else load_text_head(text_head).to(where)
         words = None if vocabulary is None else load_vocabulary(vocabulary)
+    mark = network.fingerprint()
+    with bars.stage("trial of precisions"):
+        pace = choose_pace(taps, config.precision, mark)
     fingerprints = {
-        "network": network.fingerprint(),
+        "network": mark,
+        "forward passes": str(pace),
         "images": source.fingerprint,
         "encoder": encoder.fingerprint(),
         "vocabulary": f"{words.name} {words.fingerprint}" if words else "the encoder's own",
@@ -165,7 +170,9 @@ def score(
             else:
                 place = None if bank is None else Path(bank)
                 decoded = open_bank(source, largest, folder=place, side=bank_side, progress=bars).to(where)
-        return run(Inputs(network, taps, chosen, source, decoded, encoder, text_bank, said, config, where), about, bars)
+        return run(
+            Inputs(network, taps, chosen, source, decoded, encoder, text_bank, said, pace, config, where), about, bars
+        )
 
     if folder is None:
         return from_images()[0]

@@ -31,6 +31,8 @@ class PSIConfig:
     """Draw the K images from this quantile range (low, high) of the channel's per-image maxima instead of the very top."""
     patch: Literal["effective", "theoretical", "cell", "image"] | float = "effective"
     """Box cut around the position: a receptive field, the stride cell, the whole image, or a fraction of the image's side."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the network's forward passes: 'auto' is what a short trial finds fastest on a CPU, and float16 on a GPU."""
 
     # Embedding
     center: bool = True

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from psi_fast.config import PSIConfig
 from psi_fast.encoders import Encoder
-from psi_fast.errors import InputError
+from psi_fast.errors import NotFiniteError
 from psi_fast.forward import step_of
 from psi_fast.image_bank import ImageBank, Squares
 from psi_fast.image_stream import ImageStream
@@ -57,7 +57,7 @@ def embed(
 
     Raises
     ------
-    InputError
+    NotFiniteError
         An embedding is not finite or zero.
     """
     encoder = encoder.to(device)
@@ -69,7 +69,7 @@ def embed(
             part = encoder.encode(pixels).float().cpu()
             bad = torch.nonzero(~torch.isfinite(part).all(1) | (part == 0).all(1))
             if len(bad):
-                raise InputError(
+                raise NotFiniteError(
                     f"embedding: {encoder.name} returns a vector that is zero or not finite for a crop of image "
                     f"{names[images[rows[int(bad[0])]]]!r}; check the encoder's weights and precision"
                 )

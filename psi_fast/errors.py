@@ -16,6 +16,10 @@ class InputError(PsiFastError, ValueError):
     """Images, labels, embeddings or activations cannot be used as they are."""
 
 
+class NotFiniteError(InputError):
+    """A network or an encoder returns nan or inf, or an embedding that is zero."""
+
+
 class ModelError(PsiFastError, ValueError):
     """A network, layer, encoder or vocabulary cannot be found or loaded."""
 

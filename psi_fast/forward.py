@@ -1,6 +1,7 @@
 """How a batch goes through a network: fixed slices on a CPU, and the precision a device is fast in."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -8,8 +9,29 @@ SLICE = 8
 """Images per forward pass on a CPU: few enough that activations stay in cache."""
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How the forward passes of a network run."""
+
+    dtype: torch.dtype = torch.float32
+    """Of convolutions and matrix products."""
+    size: int = SLICE
+    """Images at once on a CPU."""
+
+    def __str__(self) -> str:
+        return f"{name_of(self.dtype)}, {self.size} at once on a CPU"
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """As in PSIConfig.precision."""
+    return str(dtype).removeprefix("torch.")
+
+
 def in_slices(
-    function: Callable[[torch.Tensor], list[torch.Tensor]], batch: torch.Tensor, size: int = SLICE
+    function: Callable[[torch.Tensor], list[torch.Tensor]],
+    batch: torch.Tensor,
+    size: int = SLICE,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> list[torch.Tensor]:
     """`function` of `batch`, computed on slices of exactly `size` rows, the last one padded with zeros.
 
@@ -19,7 +41,8 @@ def in_slices(
     Parameters
     ----------
     function
-        Maps [size, ...] to tensors [size, ...], every row on its own; called with contiguous tensors.
+        Maps [size, ...] to tensors [size, ...], every row on its own; called with tensors that are contiguous in
+        `memory_format`.
     batch
         [B, ...] with B >= 1.
 
@@ -34,13 +57,13 @@ def in_slices(
         count = len(rows)
         if count < size:
             rows = torch.cat([rows, rows.new_zeros(size - count, *rows.shape[1:])])
-        parts.append([output[:count] for output in function(rows.contiguous())])
+        parts.append([output[:count] for output in function(rows.contiguous(memory_format=memory_format))])
     return [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
 
 
-def step_of(device: torch.device, batch_size: int) -> int:
-    """Images from their pixels to a result at once: on a CPU one slice, so that nothing leaves the cache in between."""
-    return SLICE if device.type == "cpu" else batch_size
+def step_of(device: torch.device, batch_size: int, size: int = SLICE) -> int:
+    """Images from their pixels to a result at once: on a CPU one slice of `size`, so that nothing leaves the cache between."""
+    return size if device.type == "cpu" else batch_size
 
 
 def fast_precision(device: torch.device) -> torch.dtype:

@@ -9,8 +9,8 @@ import torch
 
 from psi_fast.activation_tap import ActivationTap, JointTap
 from psi_fast.config import PSIConfig
-from psi_fast.errors import InputError
-from psi_fast.forward import step_of
+from psi_fast.errors import NotFiniteError
+from psi_fast.forward import Pace, step_of
 from psi_fast.image_bank import ImageBank
 from psi_fast.image_stream import ImageStream
 from psi_fast.networks import Network
@@ -30,6 +30,7 @@ def mine(
     channels: Sequence[np.ndarray],
     config: PSIConfig,
     progress: Progress,
+    pace: Pace | None = None,
 ) -> list[TopPatches]:
     """The top_k patches of each layer's channels (ids [C] int64), per image the `per_image` largest positions.
 
@@ -40,12 +41,12 @@ def mine(
 
     Raises
     ------
-    InputError
+    NotFiniteError
         The network returns a value that is not finite.
     """
     rankings = [_Ranking(tap, ids, names, config) for tap, ids in zip(taps, channels, strict=True)]
-    joint = JointTap(taps)
-    batch_size = step_of(joint.device, config.batch_size)
+    joint = JointTap(taps, pace)
+    batch_size = step_of(joint.device, config.batch_size, joint.pace.size)
     size = network.preprocess.size
     space = torch.empty(batch_size, size, size, 3, device=joint.device)
     parts = [slice(first, first + batch_size) for first in range(0, len(bank), batch_size)]
@@ -133,7 +134,7 @@ def _check_finite(extremes: Extremes, names: Sequence[str], first: int, channels
     bad = torch.nonzero(~(torch.isfinite(extremes.maxima) & torch.isfinite(extremes.minima)))
     if len(bad):
         image, channel = bad[0].tolist()
-        raise InputError(
+        raise NotFiniteError(
             f"mining: channel {channels[channel]} is not finite (nan or inf) for image {names[first + image]!r}; "
             "check the network's weights and precision, or leave the image out"
         )

@@ -1,7 +1,7 @@
 """Network, images and encoder -> scores: where channels are most active, what lies there, and the scores, layer by layer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,11 @@ import torch
 from psi_fast.activation_tap import ActivationTap
 from psi_fast.config import PSIConfig
 from psi_fast.crops import distinct_crops, embed
-from psi_fast.encoders import Encoder
+from psi_fast.encoders import AnyPrecision, Encoder
 from psi_fast.environment import device_info, versions
+from psi_fast.errors import NotFiniteError
 from psi_fast.evaluation import Background, evaluate
+from psi_fast.forward import Pace, name_of
 from psi_fast.image_bank import ImageBank
 from psi_fast.image_stream import ImageStream
 from psi_fast.images import ImageSet
@@ -45,6 +47,7 @@ class Inputs:
     encoder: Encoder
     text: Bank
     text_warnings: Sequence[str]
+    pace: Pace
     config: PSIConfig
     device: torch.device
 
@@ -70,8 +73,9 @@ def run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores, 
 
     These are unique [U, d], index [all channels, K], text [P, d], and with a text head text_head [P, e].
     """
-    layers = _patches(inputs, bars)
-    embedded, indices = _embeddings(layers, inputs, bars)
+    retried: list[str] = []
+    layers = _patches(inputs, bars, retried)
+    embedded, indices = _embeddings(layers, inputs, bars, retried)
     tables, labels, patches = [], [], []
     for found, (index, random_index) in zip(layers, indices, strict=True):
         table, clusters = _evaluated(found, embedded, index, random_index, inputs, bars)
@@ -85,11 +89,11 @@ def run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores, 
     if inputs.text.head is not None:
         tensors["text_head"] = inputs.text.head
     table = pd.concat(tables, ignore_index=True)
-    manifest = about | _account(layers, table, len(embedded), inputs, bars)
+    manifest = about | _account(layers, table, len(embedded), retried, inputs, bars)
     return Scores(table, np.concatenate(labels), manifest, pd.concat(patches, ignore_index=True)), tensors
 
 
-def _patches(inputs: Inputs, bars: Progress) -> list[LayerPatches]:
+def _patches(inputs: Inputs, bars: Progress, retried: list[str]) -> list[LayerPatches]:
     """Where the channels are most active, as boxes in the bank."""
     network, bank, config = inputs.network, inputs.bank, inputs.config
     size = network.preprocess.size
@@ -98,7 +102,7 @@ def _patches(inputs: Inputs, bars: Progress) -> list[LayerPatches]:
         probes = network.preprocess(bank.read(spread, inputs.device)).cpu()
         fields = [measure_field(tap, size, config.patch, seed=config.seed, images=probes) for tap in inputs.taps]
     with bars.stage("mining"):
-        tops = mine(inputs.taps, network, bank, inputs.images.names, inputs.channels, config, bars)
+        tops = _mined(inputs, bars, retried)
     found = []
     for tap, field, top in zip(inputs.taps, fields, tops, strict=True):
         random_images, random_positions = random_patches(RANDOM_POOL, tap.positions, len(bank), config.seed)
@@ -112,8 +116,33 @@ def _patches(inputs: Inputs, bars: Progress) -> list[LayerPatches]:
     return found
 
 
+def _mined(inputs: Inputs, bars: Progress, retried: list[str]) -> list[TopPatches]:
+    """The layers' top patches; a network that leaves the range of a half precision runs again in float32."""
+    arguments = (inputs.taps, inputs.network, inputs.bank, inputs.images.names, inputs.channels, inputs.config, bars)
+    try:
+        return mine(*arguments, inputs.pace)
+    except NotFiniteError as error:
+        if inputs.pace.dtype == torch.float32:
+            raise
+        retried.append(f"the network ran again in float32, because in {name_of(inputs.pace.dtype)}: {error}")
+    return mine(*arguments, replace(inputs.pace, dtype=torch.float32))
+
+
+def _embedded(crops: np.ndarray, inputs: Inputs, bars: Progress, retried: list[str]) -> torch.Tensor:
+    """The crops' embeddings; an encoder that leaves the range of a half precision runs again in float32."""
+    arguments = (inputs.bank, inputs.images.names, inputs.encoder, inputs.device, inputs.config, bars)
+    try:
+        return embed(crops, *arguments)
+    except NotFiniteError as error:
+        if not isinstance(inputs.encoder, AnyPrecision) or inputs.encoder.precision == name_of(torch.float32):
+            raise
+        retried.append(f"the encoder ran again in float32, because in {inputs.encoder.precision}: {error}")
+        inputs.encoder.at_precision(torch.float32)
+    return embed(crops, *arguments)
+
+
 def _embeddings(
-    layers: Sequence[LayerPatches], inputs: Inputs, bars: Progress
+    layers: Sequence[LayerPatches], inputs: Inputs, bars: Progress, retried: list[str]
 ) -> tuple[torch.Tensor, list[tuple[np.ndarray, np.ndarray]]]:
     """Embeddings [U, d] of the distinct crops of all layers, and for each layer where its [C, K] and [R] patches find theirs."""
     images = [
@@ -125,7 +154,7 @@ def _embeddings(
     # one crop serves channels, random patches and layers, wherever they meet
     crops, index = distinct_crops(np.concatenate(images), np.concatenate(places))
     with bars.stage("embedding"):
-        embedded = embed(crops, inputs.bank, inputs.images.names, inputs.encoder, inputs.device, inputs.config, bars)
+        embedded = _embedded(crops, inputs, bars, retried)
     parts = iter(np.split(index, np.cumsum([len(part) for part in images])[:-1]))
     return embedded, [(next(parts).reshape(own.top.images.shape), next(parts)) for own in layers]
 
@@ -164,12 +193,17 @@ def _used(embedded: torch.Tensor, index: np.ndarray) -> tuple[torch.Tensor, torc
 
 
 def _account(
-    layers: Sequence[LayerPatches], table: pd.DataFrame, crops: int, inputs: Inputs, bars: Progress
+    layers: Sequence[LayerPatches],
+    table: pd.DataFrame,
+    crops: int,
+    retried: Sequence[str],
+    inputs: Inputs,
+    bars: Progress,
 ) -> dict[str, Any]:
     """What the manifest says about the run."""
     images, bank, encoder = inputs.images, inputs.bank, inputs.encoder
     said = [
-        *(*inputs.network.warnings, *images.warnings, *encoder.warnings, *inputs.text_warnings),
+        *(*inputs.network.warnings, *images.warnings, *encoder.warnings, *inputs.text_warnings, *retried),
         *cautions(table, inputs.config.draws),
     ]
     return {
@@ -184,6 +218,7 @@ def _account(
         },
         "versions": versions(),
         "device": device_info(inputs.device),
+        "forward_passes": str(inputs.pace),
         "encoder_precision": getattr(encoder, "precision", "not stated"),
         "encoder_activation": getattr(encoder, "activation", "not stated"),
         "seconds": {name: round(seconds, 3) for name, seconds in bars.seconds.items()},

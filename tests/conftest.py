@@ -24,7 +24,7 @@ def _own_cache(tmp_path_factory):
 def batched(monkeypatch):
     """Steps of `batch_size` on the CPU too, in whole slices, so that a row's place in its slice stays the same."""
     for module in ("mining", "crops"):
-        monkeypatch.setattr(f"psi_fast.{module}.step_of", lambda _device, size: -(-size // SLICE) * SLICE)
+        monkeypatch.setattr(f"psi_fast.{module}.step_of", lambda _device, size, *_: -(-size // SLICE) * SLICE)
 
 
 @pytest.fixture(scope="session")

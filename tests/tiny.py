@@ -14,10 +14,18 @@ from psi_fast.images import ImageSet
 from psi_fast.progress import Progress
 
 PREPROCESS = Preprocess(size=32, resize=32, interpolation="bilinear")
-CONFIG = PSIConfig(top_k=12, k_max=3, n_init=1, draws=9, patch=0.5, batch_size=8)
+CONFIG = PSIConfig(top_k=12, k_max=3, n_init=1, draws=9, patch=0.5, batch_size=8, precision="float32")
 EFFECTIVE = replace(CONFIG, patch="effective")
 SMALL = Preprocess(size=32, resize=36)
-SETTINGS = {"--top-k": "12", "--k-max": "3", "--n-init": "1", "--draws": "9", "--patch": "0.5", "--batch-size": "8"}
+SETTINGS = {
+    "--top-k": "12",
+    "--k-max": "3",
+    "--n-init": "1",
+    "--draws": "9",
+    "--patch": "0.5",
+    "--batch-size": "8",
+    "--precision": "float32",
+}
 """CONFIG as flags of the command."""
 LAYER = "2"
 """The map that most tests mine: 6 channels on 16 x 16 positions."""

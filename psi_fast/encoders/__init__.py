@@ -9,7 +9,7 @@ from psi_fast.preprocess import Preprocess
 from psi_fast.progress import Progress
 from psi_fast.vocabulary import Vocabulary
 
-__all__ = ["Encoder", "TextTower", "load_encoder"]
+__all__ = ["AnyPrecision", "Encoder", "TextTower", "load_encoder"]
 
 
 @runtime_checkable
@@ -63,6 +63,23 @@ class TextTower(Protocol):
 
     def prompts(self, vocabulary: Vocabulary | None) -> tuple[list[str], list[str]]:
         """The concepts [P] that `concepts` embeds, and the templates, with a place {} for one, that each is put into."""
+        ...
+
+
+@runtime_checkable
+class AnyPrecision(Protocol):
+    """An encoder that can run in another precision, where its own overflows.
+
+    Attributes
+    ----------
+    precision : str
+        The dtype of its forward pass.
+    """
+
+    precision: str
+
+    def at_precision(self, dtype: torch.dtype) -> Self:
+        """The encoder itself, its forward passes now in `dtype` on any device."""
         ...
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from psi_fast.activation_tap import ActivationTap, final_linear
 from psi_fast.errors import ModelError
-from psi_fast.forward import autocast, channels_last, fast_precision
+from psi_fast.forward import Pace, channels_last, fast_precision, name_of
 from psi_fast.networks import Network, load_network
 from psi_fast.progress import Progress
 from psi_fast.vocabulary import Vocabulary
@@ -36,11 +36,12 @@ class ClassifierEncoder:
         self.preprocess = self._network.preprocess
         self.warnings = list(self._network.warnings)
         self._layer = final_linear(self._network)
+        self._asked: torch.dtype | None = None
         self.to(torch.device("cpu"))
 
     def encode(self, batch: torch.Tensor) -> torch.Tensor:
         """Penultimate features float32 [B, d] of preprocessed crops [B, 3, size, size]; not normalised."""
-        with self._tap, torch.inference_mode(), autocast(self._device, self._dtype):
+        with self._tap, torch.inference_mode():
             return self._tap(batch)[:, :, 0]
 
     def concepts(
@@ -66,13 +67,18 @@ class ClassifierEncoder:
         """sha256 (hex) over the network's weights and preprocess."""
         return self._network.fingerprint()
 
+    def at_precision(self, dtype: torch.dtype) -> Self:
+        """The encoder itself, its forward passes now in `dtype` on any device."""
+        self._asked = dtype
+        return self.to(self._device)
+
     def to(self, device: torch.device) -> Self:
         """The encoder itself, its network now on `device`."""
         self._device = torch.device(device)
-        self._dtype = fast_precision(self._device)
-        self.precision = str(self._dtype).removeprefix("torch.")
+        dtype = self._asked or fast_precision(self._device)
+        self.precision = name_of(dtype)
         module = self._network.module
         module.to(self._device)
         module.to(memory_format=channels_last(module))
-        self._tap = ActivationTap(self._network, self._layer, self._device, at="input")
+        self._tap = ActivationTap(self._network, self._layer, self._device, at="input", pace=Pace(dtype))
         return self

@@ -13,7 +13,7 @@ import torch
 
 from psi_fast.checkpoints import checkpoint_errors, hub_error, one_line, require_hub_file, state_fingerprint
 from psi_fast.errors import ModelError, nearest
-from psi_fast.forward import autocast, channels_last, fast_precision, in_slices
+from psi_fast.forward import autocast, channels_last, fast_precision, in_slices, name_of
 from psi_fast.networks import require
 from psi_fast.preprocess import Preprocess
 from psi_fast.progress import Progress
@@ -65,6 +65,7 @@ class OpenClipEncoder:
         self.activation = "QuickGELU" if quick else "GELU"
         self.preprocess = self._fed_by(self._model.visual.preprocess_cfg)
         self._tokenizer: Any = None
+        self._asked: torch.dtype | None = None
         self.to(torch.device("cpu"))
 
     def encode(self, batch: torch.Tensor) -> torch.Tensor:
@@ -72,8 +73,11 @@ class OpenClipEncoder:
         batch = batch.to(self._device)
         with torch.inference_mode(), autocast(self._device, self._dtype):
             if self._device.type == "cpu":
-                return in_slices(lambda rows: [self._see(rows)], batch)[0].float()
-            return self._see(batch).float()
+                slices = in_slices(
+                    lambda rows: [self._model.encode_image(rows)], batch, memory_format=self._memory_format
+                )
+                return slices[0].float()
+            return self._model.encode_image(batch.contiguous(memory_format=self._memory_format)).float()
 
     def concepts(
         self, vocabulary: Vocabulary | None, progress: Progress | None = None
@@ -106,11 +110,16 @@ class OpenClipEncoder:
         """sha256 (hex) over the model's weights, its architecture and its image transform."""
         return state_fingerprint(self._model, *self._architecture(), repr(self._model.visual.preprocess_cfg))
 
+    def at_precision(self, dtype: torch.dtype) -> Self:
+        """The encoder itself, its forward passes now in `dtype` on any device."""
+        self._asked = dtype
+        return self.to(self._device)
+
     def to(self, device: torch.device) -> Self:
         """The encoder itself, its towers now on `device`."""
         self._device = torch.device(device)
-        self._dtype = fast_precision(self._device)
-        self.precision = str(self._dtype).removeprefix("torch.")
+        self._dtype = self._asked or fast_precision(self._device)
+        self.precision = name_of(self._dtype)
         self._memory_format = channels_last(self._model.visual)
         self._model.to(self._device)
         self._model.visual.to(memory_format=self._memory_format)
@@ -143,9 +152,6 @@ class OpenClipEncoder:
 
     def _folder(self) -> Path:
         return Path(self._arch.removeprefix(_FOLDER))
-
-    def _see(self, batch: torch.Tensor) -> torch.Tensor:
-        return self._model.encode_image(batch.contiguous(memory_format=self._memory_format))
 
     def _load_tokenizer(self) -> Any:
         """The architecture's tokenizer; some are fetched from the hub, which an image-only user need not reach."""

@@ -1,0 +1,88 @@
+"""How fast a network's forward passes are in each way of running them: tried once a machine, and kept in the cache folder."""
+
+import json
+import time
+from collections.abc import Sequence
+
+import torch
+
+from psi_fast.activation_tap import ActivationTap, JointTap
+from psi_fast.cache import cache_folder
+from psi_fast.environment import device_info, versions
+from psi_fast.forward import Pace, fast_precision
+from psi_fast.store import fingerprint, write_whole
+
+SIZES = (4, 8, 16)
+"""Images at once that are tried."""
+ROUNDS = 3
+CLEARLY = 1.1
+"""How much faster another pace has to be than the default size of its dtype: less is within the noise of a machine."""
+
+
+def choose_pace(taps: Sequence[ActivationTap], precision: str, mark: str) -> Pace:
+    """How the forward passes to the taps' layers run.
+
+    A named precision stands for itself, so that it decides a result's bits on its own. For "auto" a GPU takes float16, and a
+    CPU what a trial of some seconds found fastest: float32 or, where the processor has it, bfloat16, and how many images stay
+    in its cache.
+
+    Parameters
+    ----------
+    taps
+        Of one network, as `JointTap` takes them.
+    precision
+        As `PSIConfig.precision`.
+    mark
+        The network's fingerprint, which takes a while to compute.
+    """
+    device = taps[0].device
+    if precision != "auto":
+        return Pace(getattr(torch, precision))
+    if device.type != "cpu":
+        return Pace(fast_precision(device))
+    about = {
+        "network": mark,
+        "layers": [tap.layer for tap in taps],
+        "device": device_info(device),
+        "torch": versions()["torch"],
+        "sizes": SIZES,
+    }
+    path = cache_folder() / "paces" / f"{fingerprint(about)}.json"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        kept = None
+    for pace in paces(device):
+        if kept == str(pace):
+            return pace
+    found = fastest(taps, paces(device))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda place: place.write_text(json.dumps(str(found)), encoding="utf-8"))
+    except OSError:
+        pass  # the next run tries again
+    return found
+
+
+def paces(device: torch.device) -> list[Pace]:
+    """The paces that are tried on a CPU."""
+    return [Pace(dtype, size) for dtype in dict.fromkeys((torch.float32, fast_precision(device))) for size in SIZES]
+
+
+def fastest(taps: Sequence[ActivationTap], tried: Sequence[Pace]) -> Pace:
+    """The pace with most images a second, tried in turns on noise; the default size of its dtype, unless clearly slower."""
+    side, device = taps[0].network.preprocess.size, taps[0].device
+    noise = torch.randn(max(pace.size for pace in tried), 3, side, side, generator=torch.Generator().manual_seed(0))
+    noise = noise.to(device)
+    times: dict[Pace, list[float]] = {pace: [] for pace in tried}
+    with torch.inference_mode():
+        for _ in range(1 + ROUNDS):
+            for pace, own in times.items():
+                with JointTap(taps, pace) as joint:
+                    start = time.perf_counter()
+                    joint(noise[: pace.size])
+                    own.append((time.perf_counter() - start) / pace.size)
+    seconds = {pace: min(own[1:]) for pace, own in times.items()}  # the first pass warms up
+    best = min(seconds, key=seconds.__getitem__)
+    usual = Pace(best.dtype)
+    return usual if usual in seconds and seconds[usual] < CLEARLY * seconds[best] else best
