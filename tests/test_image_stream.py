@@ -106,7 +106,7 @@ def test_few_images_are_held_at_a_time(monkeypatch, count):
             for _ in walk:
                 most.append(len(alive))
         assert len(alive) == 0
-    assert 16 <= max(most) <= 16 + 2 * 8
+    assert 8 <= max(most) <= 16 + 2 * 8
 
 
 def test_scores_are_those_of_a_bank_and_nothing_is_written(tmp_path, monkeypatch):
