@@ -1,7 +1,9 @@
 """TopPatches + bank -> embeddings: each distinct crop cut, prepared and encoded once, in batches on the device."""
 
 from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -117,17 +119,34 @@ def prepare(
 ) -> torch.Tensor:
     """A network's input for one crop each of the images [B]: boxes [B, 4] int64 in the squares' px -> float32 [B, 3, S, S].
 
-    Neighbours of one size go together; each is cut, resized and normalised as it would be alone. With `out`, float32
-    [B or more, S, S, 3], the result lies in its first B rows.
+    Neighbours of one size go together, on a CPU as many as there are threads for; each is cut, resized and normalised as it
+    would be alone. With `out`, float32 [B or more, S, S, 3], the result lies in its first B rows.
     """
     if out is None:
         out = torch.empty(len(boxes), preprocess.size, preprocess.size, 3, device=device)
     sizes = boxes[:, 2:] - boxes[:, :2]
     changes = np.flatnonzero((sizes[1:] != sizes[:-1]).any(1)) + 1
-    for start, stop in pairwise([0, *changes.tolist(), len(boxes)]):
-        cut = squares.cut(images[start:stop], boxes[start:stop, :2], tuple(sizes[start].tolist()), device)
-        preprocess(cut, out[start:stop])
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    most = -(-len(boxes) // threads)
+    parts = [
+        slice(first, min(first + most, stop))
+        for start, stop in pairwise([0, *changes.tolist(), len(boxes)])
+        for first in range(start, stop, most)
+    ]
+
+    @torch.inference_mode()  # a thread has its own mode
+    def work(part: slice) -> None:
+        size = tuple(sizes[part.start].tolist())
+        preprocess(squares.cut(images[part], boxes[part, :2], size, device), out[part])
+
+    for _ in _pool(threads).map(work, parts) if threads > 1 else map(work, parts):  # a CPU resizes bytes on one thread
+        pass
     return out[: len(boxes)].permute(0, 3, 1, 2)
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="psi_fast crops")
 
 
 def whole_pixels(boxes: np.ndarray, side: int) -> np.ndarray:

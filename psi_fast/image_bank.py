@@ -72,6 +72,11 @@ class Squares:
             [B, height, width, 3] uint8 on `device`.
         """
         where = self._pixels.device
+        if where.type == "cpu":
+            pixels, (width, height) = self._pixels.numpy(), size
+            boxes = zip(rows.tolist(), corners.tolist(), strict=True)
+            cut = np.stack([pixels[row, y : y + height, x : x + width] for row, (x, y) in boxes])
+            return self._moved(torch.from_numpy(cut), device)
         row, corner = torch.from_numpy(rows).to(where), torch.from_numpy(corners).to(where)
         x = corner[:, 0, None] + torch.arange(size[0], device=where)
         y = corner[:, 1, None] + torch.arange(size[1], device=where)

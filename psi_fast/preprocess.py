@@ -1,7 +1,7 @@
 """From images to a network's input, in batches on the device, with a geometry that boxes can be taken back through."""
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -56,8 +56,7 @@ class Preprocess:
             others. Resized values are rounded to whole numbers within 0..255, as image libraries do.
         """
         height, width = pixels.shape[1:3]
-        scaled, corner = self._geometry(np.array((width, height)))
-        (x, y), (columns, rows) = corner.tolist(), scaled.tolist()
+        (columns, rows), (x, y) = _plan(self, width, height)
         image = pixels.permute(0, 3, 1, 2)
         if (rows, columns) != (height, width):
             image = _resized(image, (rows, columns), self.interpolation)
@@ -97,6 +96,13 @@ class Preprocess:
         shorter = sizes if self.squash else sizes.min(axis=-1, keepdims=True)
         scaled = self.resize * sizes // shorter
         return scaled, np.rint((scaled - self.size) / 2).astype(np.int64)
+
+
+@lru_cache(maxsize=4096)
+def _plan(preprocess: Preprocess, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(width, height) after resizing and (x, y) of the cut's corner, for one image."""
+    scaled, corner = preprocess._geometry(np.array((width, height)))
+    return tuple(scaled.tolist()), tuple(corner.tolist())
 
 
 @cache
