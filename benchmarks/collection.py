@@ -56,10 +56,9 @@ def seconds(*works: Callable[[], object], rounds: int) -> list[float]:
 
 
 def collect(
-    network: Network, layer: str, bank: ImageBank, names: list[str], top_k: int, pace: Pace | None = None
+    network: Network, tap: ActivationTap, bank: ImageBank, names: list[str], top_k: int, pace: Pace | None = None
 ) -> TopPatches:
     """The top patches of the layer's channels."""
-    tap = ActivationTap(network, layer, CPU)
     return mine([tap], network, bank, names, [np.arange(tap.channels)], PSIConfig(top_k=top_k), QUIET, pace)[0]
 
 
@@ -78,7 +77,8 @@ def overhead(network: Network, layer: str, bank: ImageBank, names: list[str], to
             for batch in batches:
                 network.module.eval()(batch)
 
-    mining, forward = seconds(lambda: collect(network, layer, bank, names, top_k), bare, rounds=5)
+    tap = ActivationTap(network, layer, CPU)
+    mining, forward = seconds(lambda: collect(network, tap, bank, names, top_k), bare, rounds=5)
     return {"images": len(bank), "mining s": mining, "forward passes s": forward, "ratio": mining / forward}
 
 
@@ -91,7 +91,7 @@ def precisions(network: Network, layer: str, bank: ImageBank, names: list[str]) 
     found = {}
 
     def work(pace: Pace) -> Callable[[], None]:
-        return lambda: found.update({pace: collect(network, layer, bank, names, 100, pace)})
+        return lambda: found.update({pace: collect(network, tap, bank, names, 100, pace)})
 
     usual, quick = seconds(work(Pace()), work(chosen), rounds=3)
     same = shared(found[Pace()].images, found[chosen].images)
@@ -109,39 +109,45 @@ def precisions(network: Network, layer: str, bank: ImageBank, names: list[str]) 
 def crops(bank: ImageBank, encoder: str) -> dict[str, float]:
     """Crops prepared in batches, and one by one as open_clip does; the embeddings of both."""
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-    transform, preprocess = (
-        open_clip.image_transform(224, is_train=False, mean=mean, std=std),
-        Preprocess(224, 224, mean, std),
-    )
+    transform = open_clip.image_transform(224, is_train=False, mean=mean, std=std)
+    preprocess = Preprocess(224, 224, mean, std)
+    embedding = load_encoder(encoder)
     rng = np.random.default_rng(0)
     images = np.sort(rng.integers(0, len(bank), CROPS))
+    originals = [Image.fromarray(square) for square in bank.read(images, CPU).numpy()]
     half = bank.side // 2
     corners = rng.integers(-half // 2, half + half // 2, (CROPS, 2))
-    boxes = np.concatenate((corners, corners + half), 1).clip(0, bank.side)  # as fields are at the border
-    originals = [Image.fromarray(square) for square in bank.read(images, CPU).numpy()]
-
-    def batches():
-        return prepared(bank, images, boxes, preprocess, CPU, step_of(CPU, 32))
-
-    def batched() -> None:
-        for _ in batches():
-            pass
-
-    def loop() -> list[torch.Tensor]:
-        return [transform(image.crop(box.tolist())) for image, box in zip(originals, boxes, strict=True)]
-
-    ours, pil = seconds(batched, loop, rounds=21)
-    embedding = load_encoder(encoder)
-    wanted, cosine = torch.stack(loop()), []
-    for rows, pixels in batches():
-        cosine.append(cosine_similarity(embedding.encode(pixels), embedding.encode(wanted[rows])))
-    return {
-        "crops": CROPS,
-        "batched ms a crop": 1e3 * ours / CROPS,
-        "PIL loop ms a crop": 1e3 * pil / CROPS,
-        "times faster": pil / ours,
-        "smallest cosine": float(torch.cat(cosine).min()),
+    kinds = {
+        "half of the side": np.concatenate((corners, corners + half), 1).clip(
+            0, bank.side
+        ),  # as fields at the border are
+        "whole images": np.tile([0, 0, bank.side, bank.side], (CROPS, 1)),
     }
+    figures: dict[str, float] = {"crops": CROPS}
+    for kind, boxes in kinds.items():
+
+        def batches(boxes: np.ndarray = boxes):
+            return prepared(bank, images, boxes, preprocess, CPU, step_of(CPU, 32))
+
+        def batched(batches: Callable = batches) -> None:
+            for _ in batches():
+                pass
+
+        def loop(boxes: np.ndarray = boxes) -> list[torch.Tensor]:
+            return [transform(image.crop(box.tolist())) for image, box in zip(originals, boxes, strict=True)]
+
+        ours, pil = seconds(batched, loop, rounds=21)
+        wanted = torch.stack(loop())
+        cosine = [
+            cosine_similarity(embedding.encode(pixels), embedding.encode(wanted[rows])) for rows, pixels in batches()
+        ]
+        figures |= {
+            f"{kind}: batched ms a crop": 1e3 * ours / CROPS,
+            f"{kind}: PIL loop ms a crop": 1e3 * pil / CROPS,
+            f"{kind}: times faster": pil / ours,
+            f"{kind}: smallest cosine": float(torch.cat(cosine).min()),
+        }
+    return figures
 
 
 class Loaded(Dataset):
@@ -180,13 +186,13 @@ def against_semanticlens(network: Network, layer: str, images: ImageSet, top_k: 
         def work() -> None:
             with TemporaryDirectory() as folder:
                 bank = open_bank(images, network.preprocess.resize, folder=Path(folder), progress=QUIET)
-                found[pace] = collect(network, layer, bank, images.names, top_k, pace)
+                tap = ActivationTap(network, layer, CPU)
+                found[pace] = collect(network, tap, bank, images.names, top_k, pace)
 
         return work
 
-    plain = collect(
-        network, layer, open_bank(images, network.preprocess.resize, progress=QUIET), images.names, top_k
-    ).images
+    bank, tap = open_bank(images, network.preprocess.resize, progress=QUIET), ActivationTap(network, layer, CPU)
+    plain = collect(network, tap, bank, images.names, top_k).images
     lowered = torch.arange(len(plain)) % 10 == 0
     handle = network.module.get_submodule(layer).register_forward_hook(
         lambda _module, _inputs, output: output - 1024 * lowered[:, None, None]

@@ -1,9 +1,7 @@
 """TopPatches + bank -> embeddings: each distinct crop cut, prepared and encoded once, in batches on the device."""
 
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from functools import cache
+from contextlib import closing, nullcontext
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +11,7 @@ from torch.nn.functional import normalize
 from psi_fast.config import PSIConfig
 from psi_fast.encoders import Encoder
 from psi_fast.errors import NotFiniteError
-from psi_fast.forward import step_of
+from psi_fast.forward import one_thread, step_of
 from psi_fast.image_bank import ImageBank, Squares
 from psi_fast.image_stream import ImageStream
 from psi_fast.preprocess import Preprocess
@@ -119,34 +117,18 @@ def prepare(
 ) -> torch.Tensor:
     """A network's input for one crop each of the images [B]: boxes [B, 4] int64 in the squares' px -> float32 [B, 3, S, S].
 
-    Neighbours of one size go together, on a CPU as many as there are threads for; each is cut, resized and normalised as it
-    would be alone. With `out`, float32 [B or more, S, S, 3], the result lies in its first B rows.
+    Neighbours of one size go together; each is cut, resized and normalised as it would be alone. With `out`, float32
+    [B or more, S, S, 3], the result lies in its first B rows.
     """
     if out is None:
         out = torch.empty(len(boxes), preprocess.size, preprocess.size, 3, device=device)
     sizes = boxes[:, 2:] - boxes[:, :2]
     changes = np.flatnonzero((sizes[1:] != sizes[:-1]).any(1)) + 1
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-    most = -(-len(boxes) // threads)
-    parts = [
-        slice(first, min(first + most, stop))
-        for start, stop in pairwise([0, *changes.tolist(), len(boxes)])
-        for first in range(start, stop, most)
-    ]
-
-    @torch.inference_mode()  # a thread has its own mode
-    def work(part: slice) -> None:
-        size = tuple(sizes[part.start].tolist())
-        preprocess(squares.cut(images[part], boxes[part, :2], size, device), out[part])
-
-    for _ in _pool(threads).map(work, parts) if threads > 1 else map(work, parts):  # a CPU resizes bytes on one thread
-        pass
+    with one_thread() if device.type == "cpu" else nullcontext():
+        for start, stop in pairwise([0, *changes.tolist(), len(boxes)]):
+            cut = squares.cut(images[start:stop], boxes[start:stop, :2], tuple(sizes[start].tolist()), device)
+            preprocess(cut, out[start:stop])
     return out[: len(boxes)].permute(0, 3, 1, 2)
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="psi_fast crops")
 
 
 def whole_pixels(boxes: np.ndarray, side: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """How a batch goes through a network: fixed slices on a CPU, and the precision a device is fast in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -58,12 +59,23 @@ def in_slices(
         if count < size:
             rows = torch.cat([rows, rows.new_zeros(size - count, *rows.shape[1:])])
         parts.append([output[:count] for output in function(rows.contiguous(memory_format=memory_format))])
-    return [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
+    return parts[0] if len(parts) == 1 else [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
 
 
 def step_of(device: torch.device, batch_size: int, size: int = SLICE) -> int:
     """Images from their pixels to a result at once: on a CPU one slice of `size`, so that nothing leaves the cache between."""
     return size if device.type == "cpu" else batch_size
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on the calling thread alone: work on a few small images is done before other threads are awake."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def fast_precision(device: torch.device) -> torch.dtype:

@@ -9,9 +9,11 @@ import torch
 from image_helpers import message
 from PIL import Image
 
-from psi_fast import Preprocess
+from psi_fast import Preprocess, PSIConfig
 from psi_fast.crops import distinct_crops, embed, prepare, whole_pixels
 from psi_fast.encoders.classifier import ClassifierEncoder
+from psi_fast.image_bank import open_bank
+from psi_fast.images import open_images
 from psi_fast.progress import Progress
 
 CPU = torch.device("cpu")
@@ -158,3 +160,22 @@ def test_the_prepared_crop_is_the_one_image_libraries_cut():
         left, top = (round((side - 24) / 2) for side in scaled.size)
         wanted = np.asarray(scaled.crop((left, top, left + 24, top + 24)), dtype=np.float32) / 255
         assert np.abs(found.permute(1, 2, 0).numpy() - wanted).max() <= 1.01 / 255
+
+
+def test_embeddings_are_those_of_open_clips_own_preprocessing(tiny_val_zip):
+    open_clip = pytest.importorskip("open_clip")
+    images = open_images(tiny_val_zip, max_images=200)
+    bank = open_bank(images, 224, progress=Progress(False))
+    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    transform = open_clip.image_transform(224, is_train=False, mean=mean, std=std)
+    encoder = ClassifierEncoder("efficientnet-lite:lite0")
+    encoder.preprocess = Preprocess(224, 224, mean, std)
+    rng = np.random.default_rng(0)
+    corner, size = rng.integers(0, 40, (200, 2)), rng.integers(16, 65, (200, 1))
+    boxes = np.concatenate((corner, (corner + size).clip(max=64)), 1)  # whole pixels of the originals
+    crops = np.column_stack((np.arange(200), boxes)).astype(np.float64)
+    found = embed(crops, bank, images.names, encoder, CPU, PSIConfig(), Progress(False))
+    alone = torch.stack([transform(images.load(i).crop(box)) for i, box in enumerate(boxes.tolist())])
+    cosine = torch.nn.functional.cosine_similarity(found, encoder.encode(alone))
+    assert bank.side == 64
+    assert cosine.min() >= 0.995
