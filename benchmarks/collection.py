@@ -5,8 +5,8 @@
 Four questions, each answered within one run: how much longer than its forward passes mining takes; how much faster than
 float32 the pace is that a trial chooses, and how many top images they share; how much faster crops are prepared than one by
 one with open_clip's own transform, and how close the embeddings are; and whether mining is faster than semanticlens'
-collection, with the same top images where a channel is positive, and right where it never is (every tenth channel is lowered
-until no image reaches 0).
+collection (`pip install semanticlens`), with the same top images where a channel is positive, and right where it never is
+(every tenth channel is lowered until no image reaches 0).
 """
 
 import json
