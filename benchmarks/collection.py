@@ -12,7 +12,7 @@ collection (`pip install semanticlens`), with the same top images where a channe
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 from psi_fast import PSIConfig
 from psi_fast.activation_tap import ActivationTap
-from psi_fast.crops import prepared
+from psi_fast.crops import distinct_crops, prepared, whole_pixels
 from psi_fast.encoders import load_encoder
 from psi_fast.forward import Pace, step_of
 from psi_fast.image_bank import ImageBank, open_bank
@@ -36,6 +36,7 @@ from psi_fast.mining import mine
 from psi_fast.networks import Network, load_network
 from psi_fast.preprocess import Preprocess
 from psi_fast.progress import Progress
+from psi_fast.receptive_field import boxes, measure_field
 from psi_fast.results import TopPatches
 from psi_fast.trial import fastest, paces
 
@@ -106,35 +107,39 @@ def precisions(network: Network, layer: str, bank: ImageBank, names: list[str]) 
     }
 
 
-def crops(bank: ImageBank, encoder: str) -> dict[str, float]:
+def patches_of(network: Network, layer: str, bank: ImageBank, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Images [CROPS] and boxes [CROPS, 4] of some of the distinct patches of a layer's channels, as a run cuts them."""
+    tap, size = ActivationTap(network, layer, CPU), network.preprocess.size
+    field = measure_field(tap, size, "effective", seed=0)
+    top = collect(network, tap, bank, names, 20)
+    places = boxes(field, top.positions, tap.grid, tap.prefix, size)
+    places = network.preprocess.to_image(places, np.full((*top.positions.shape, 2), bank.side))
+    found, _ = distinct_crops(top.images, places)
+    found = found[np.sort(np.random.default_rng(0).choice(len(found), CROPS, replace=False))]
+    return found[:, 0].astype(np.int64), whole_pixels(found[:, 1:], bank.side)
+
+
+def crops(network: Network, layer: str, bank: ImageBank, names: list[str], encoder: str) -> dict[str, float]:
     """Crops prepared in batches, and one by one as open_clip does; the embeddings of both."""
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
     transform = open_clip.image_transform(224, is_train=False, mean=mean, std=std)
     preprocess = Preprocess(224, 224, mean, std)
     embedding = load_encoder(encoder)
-    rng = np.random.default_rng(0)
-    images = np.sort(rng.integers(0, len(bank), CROPS))
+    images, fields = patches_of(network, layer, bank, names)
     originals = [Image.fromarray(square) for square in bank.read(images, CPU).numpy()]
-    half = bank.side // 2
-    corners = rng.integers(-half // 2, half + half // 2, (CROPS, 2))
-    kinds = {
-        "half of the side": np.concatenate((corners, corners + half), 1).clip(
-            0, bank.side
-        ),  # as fields at the border are
-        "whole images": np.tile([0, 0, bank.side, bank.side], (CROPS, 1)),
-    }
+    whole = np.tile([0, 0, bank.side, bank.side], (CROPS, 1))
     figures: dict[str, float] = {"crops": CROPS}
-    for kind, boxes in kinds.items():
+    for kind, own in ((f"patches of {layer}", fields), ("whole images", whole)):
 
-        def batches(boxes: np.ndarray = boxes):
-            return prepared(bank, images, boxes, preprocess, CPU, step_of(CPU, 32))
+        def batches(own: np.ndarray = own) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+            return prepared(bank, images, own, preprocess, CPU, step_of(CPU, 32))
 
-        def batched(batches: Callable = batches) -> None:
+        def batched(batches: Callable[[], Iterator] = batches) -> None:
             for _ in batches():
                 pass
 
-        def loop(boxes: np.ndarray = boxes) -> list[torch.Tensor]:
-            return [transform(image.crop(box.tolist())) for image, box in zip(originals, boxes, strict=True)]
+        def loop(own: np.ndarray = own) -> list[torch.Tensor]:
+            return [transform(image.crop(box.tolist())) for image, box in zip(originals, own, strict=True)]
 
         ours, pil = seconds(batched, loop, rounds=21)
         wanted = torch.stack(loop())
@@ -142,6 +147,7 @@ def crops(bank: ImageBank, encoder: str) -> dict[str, float]:
             cosine_similarity(embedding.encode(pixels), embedding.encode(wanted[rows])) for rows, pixels in batches()
         ]
         figures |= {
+            f"{kind}: mean side px": float((own[:, 2:] - own[:, :2]).mean()),
             f"{kind}: batched ms a crop": 1e3 * ours / CROPS,
             f"{kind}: PIL loop ms a crop": 1e3 * pil / CROPS,
             f"{kind}: times faster": pil / ours,
@@ -224,6 +230,7 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--network", default="efficientnet-lite:lite0")
     parser.add_argument("--layer", default="_conv_head")
+    parser.add_argument("--crop-layer", default="_blocks.8", help="layer whose patches are cut")
     parser.add_argument("--encoder", default="classifier:efficientnet-lite:lite2")
     parser.add_argument("--max-images", type=int, default=1000)
     parser.add_argument("--top-k", type=int, default=20)
@@ -235,7 +242,7 @@ def main() -> None:
         figures = {
             "mining": overhead(network, options.layer, bank, images.names, options.top_k),
             "precision": precisions(network, options.layer, bank, images.names),
-            "crops": crops(bank, options.encoder),
+            "crops": crops(network, options.crop_layer, bank, images.names, options.encoder),
             "semanticlens": against_semanticlens(network, options.layer, images, options.top_k),
         }
     text = json.dumps(figures, indent=2)
