@@ -72,7 +72,8 @@ def score(
         Tiny-ImageNet's tree as a folder or zip, an ImageFolder, a folder of images, WebDataset shards ("shard-{00..99}.tar"
         or a folder of them), or a dataset.
     encoder : str or Encoder
-        "open_clip:ARCH/TAG", "open_clip:ARCH/CHECKPOINT" or "classifier:NETWORK-SPEC".
+        "open_clip:ARCH/TAG", "open_clip:ARCH/CHECKPOINT", "open_clip:hf-hub:ORG/NAME", "open_clip:local-dir:FOLDER" or
+        "classifier:NETWORK-SPEC".
     vocabulary : str, optional
         "imagenet", "open-1602" or a text file, one concept a line; None is the encoder's own.
     text_head : str or TextHead, optional

@@ -115,7 +115,8 @@ def _commands(base: PSIConfig) -> dict[str, Callable[..., Any]]:
             images: Tiny-ImageNet as a folder or zip, an ImageFolder, a folder of images, a Hugging Face dataset
                 (owner/name[@split], a .parquet or .arrow file, a saved folder), or WebDataset shards (a .tar, a pattern
                 such as "shard-{000000..000099}.tar", a folder of them).
-            encoder: open_clip:ARCH/TAG, open_clip:ARCH/CHECKPOINT or classifier:NETWORK.
+            encoder: open_clip:ARCH/TAG, open_clip:ARCH/CHECKPOINT, open_clip:hf-hub:ORG/NAME, open_clip:local-dir:FOLDER or
+                classifier:NETWORK.
             out: Run folder to write; one that holds this very run is shown instead.
             vocabulary: imagenet, open-1602 or a text file with one concept a line; default: the encoder's own.
             text_head: sentence-transformers:NAME-OR-FOLDER, a model of text alone that gives the distances among concepts;
