@@ -8,37 +8,27 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import normalize
 
 from psi_fast import store
-from psi_fast.activation_tap import ActivationTap
 from psi_fast.config import PSIConfig
-from psi_fast.encoders import Encoder, load_encoder
-from psi_fast.encoders.text_head import TextHead, load_text_head
+from psi_fast.encoders import Encoder
+from psi_fast.encoders.text_head import TextHead
 from psi_fast.environment import pick_backend, pick_device
 from psi_fast.errors import InputError
 from psi_fast.evaluation import Background, evaluate
-from psi_fast.image_bank import open_bank
-from psi_fast.image_stream import STREAM, open_stream
-from psi_fast.images import open_images
-from psi_fast.networks import Network, load_network
+from psi_fast.networks import Network
 from psi_fast.pipeline import Inputs, run
 from psi_fast.progress import Progress
-from psi_fast.results import Bank
 from psi_fast.scores import Scores
-from psi_fast.text_banks import concept_bank, head_bank
-from psi_fast.trial import choose_pace
+from psi_fast.subject import open_subject
 from psi_fast.validation import (
     read_bank,
-    read_channels,
     read_embeddings,
     read_head,
     read_labels,
-    read_layers,
     read_rows,
     require_pairwise,
 )
-from psi_fast.vocabulary import Vocabulary, load_vocabulary
 
 
 def score(
@@ -107,103 +97,40 @@ def score(
     PsiFastError
         One line saying what was expected, what came and what to do.
     """
-    config = config or PSIConfig()
-    if text_head is not None:
-        require_pairwise(config)
     bars = Progress(progress)
-    where = pick_device(device)
-    backend = pick_backend(config.backend, where)
-    network = load_network(model)
-    taps = [ActivationTap(network, name, where) for name in read_layers(layer)]
-    chosen = [read_channels(channels, tap.layer, tap.channels) for tap in taps]
-    with bars.stage("open images"):
-        source = open_images(
-            images, max_images=max_images, seed=config.seed, skip_unreadable=skip_unreadable, progress=bars
-        )
-    if len(source) < config.top_k:
-        raise InputError(
-            f"top_k is {config.top_k}, but there are only {len(source)} images; give more images or lower top_k"
-        )
-    with bars.stage("load encoder"):
-        encoder = load_encoder(encoder).to(where)
-        head = None if text_head is None else load_text_head(text_head).to(where)
-        words = None if vocabulary is None else load_vocabulary(vocabulary)
-    mark = network.fingerprint()
-    with bars.stage("trial of precisions"):
-        pace = choose_pace(taps, config.precision, mark)
-    fingerprints = {
-        "network": mark,
-        "forward passes": str(pace),
-        "images": source.fingerprint,
-        "encoder": encoder.fingerprint(),
-        "vocabulary": f"{words.name} {words.fingerprint}" if words else "the encoder's own",
-        "text head": head.fingerprint() if head else "none",
-        "bank side": bank_side or "auto",
-        "code": store.code_fingerprint(),
-        "device": where.type,
-        "backend": backend,
-    }
-    decides = {name: value for name, value in config.to_dict().items() if name not in ("batch_size", "backend")}
-    about = {
-        "identity": store.fingerprint(
-            [fingerprints, [(tap.layer, ids.tolist()) for tap, ids in zip(taps, chosen, strict=True)], decides]
-        ),
-        "network": network.name,
-        "layers": [tap.layer for tap in taps],
-        "encoder": encoder.name,
-        "vocabulary": words.name if words else "the encoder's own",
-        "text_head": head.name if head else None,
-        "source": str(images) if isinstance(images, (str, Path)) else type(images).__name__,
-        "config": config.to_dict(),
-        "fingerprints": fingerprints,
-    }
+    subject = open_subject(
+        model,
+        layer,
+        images,
+        encoder=encoder,
+        vocabulary=vocabulary,
+        text_head=text_head,
+        config=config,
+        channels=channels,
+        device=device,
+        max_images=max_images,
+        skip_unreadable=skip_unreadable,
+        bank_side=bank_side,
+        bars=bars,
+    )
+    about = subject.about(images)
     folder = None if out is None else Path(out)
     if folder is not None and store.finished(folder, about):
         return store.load(folder)
     with bars.stage("concepts"):
-        text_bank, said = _text_bank(encoder, words, head, fingerprints, where, bars)
+        text, said = subject.concepts(bars)
 
     def from_images() -> tuple[Scores, dict[str, torch.Tensor]]:
         with bars.stage("decoding"):
-            largest = max(network.preprocess.resize, encoder.preprocess.resize)
-            if bank == STREAM:
-                decoded = open_stream(source, largest, side=bank_side)
-            else:
-                place = None if bank is None else Path(bank)
-                decoded = open_bank(source, largest, folder=place, side=bank_side, progress=bars).to(where)
-        return run(
-            Inputs(network, taps, chosen, source, decoded, encoder, text_bank, said, pace, config, where), about, bars
-        )
+            squares = subject.squares(bank, bank_side, bars)
+        return run(Inputs(subject, squares, text, said), about, bars)
 
     if folder is None:
         return from_images()[0]
     with store.reserved(folder):
         scores, tensors = from_images()
-        store.save(folder, scores, tensors, text_bank.names)
+        store.save(folder, scores, tensors, text.names)
     return scores
-
-
-def _text_bank(
-    encoder: Encoder,
-    words: Vocabulary | None,
-    head: TextHead | None,
-    fingerprints: dict[str, Any],
-    device: torch.device,
-    bars: Progress,
-) -> tuple[Bank, list[str]]:
-    """The concepts as the encoder and the head, if there is one, embed them, and what a reader of the results must know."""
-    names, text, said = concept_bank(encoder, words, fingerprints["encoder"], device, bars)
-    bank = Bank(tuple(names), normalize(text.float().cpu(), dim=1))
-    if head is None:
-        return bank, said
-    rows, more = head_bank(head, names, fingerprints["text head"], device, bars)
-    said = [*said, *head.warnings, *more]
-    if all(name == f"class {index}" for index, name in enumerate(names)):
-        said.append(
-            f"{encoder.name} does not know its classes' names, and {head.name} was given 'class 0', 'class 1', ...: D says "
-            "nothing about them; use an encoder that names its concepts"
-        )
-    return replace(bank, head=normalize(rows, dim=1)), said
 
 
 def score_embeddings(
@@ -280,7 +207,7 @@ def score_embeddings(
             rows,
             None if background_labels is None else read_labels(background_labels, (len(rows),), "background_labels"),
         )
-    table, clusters = evaluate(
+    found = evaluate(
         patches,
         classes,
         bank,
@@ -293,4 +220,4 @@ def score_embeddings(
         selectivity=np.full(channels, np.nan, dtype=np.float32),
         unselective=np.zeros(channels, dtype=bool),
     )
-    return Scores(table, clusters)
+    return Scores(found.table, found.clusters.labels.numpy())

@@ -13,7 +13,7 @@ from psi_fast.components import measure
 from psi_fast.config import PSIConfig
 from psi_fast.nulls import draw_nulls
 from psi_fast.progress import Progress
-from psi_fast.results import Bank, PatchEmbeddings
+from psi_fast.results import COMPONENTS, Bank, Clusters, PatchEmbeddings
 from psi_fast.scores import tabulate
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels.philox import permutation
@@ -31,6 +31,24 @@ class Background:
     labels: Tensor | None
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What the patch embeddings of a layer's channels come to.
+
+    table : DataFrame, a row a channel, as `Scores.table` without the layer
+    random : DataFrame, a row a random-patch channel, the same columns
+    clusters : Clusters of the channels on the CPU, without the random-patch ones
+    draws : null draws [C, B] float32 of each component, where they were kept
+    centre : [d] float64, the mean patch embedding that was subtracted; None without centring
+    """
+
+    table: pd.DataFrame
+    random: pd.DataFrame
+    clusters: Clusters
+    draws: dict[str, Tensor]
+    centre: Tensor | None
+
+
 def evaluate(
     patches: PatchEmbeddings,
     labels: Tensor | None,
@@ -44,9 +62,12 @@ def evaluate(
     max_activation: np.ndarray,
     selectivity: np.ndarray,
     unselective: np.ndarray,
-) -> tuple[pd.DataFrame, np.ndarray]:
-    """The score table and the cluster labels [C, K] of patches of classes `labels` [C, K] int64; the rest as in `tabulate`."""
-    patches, bank, background = _centred(patches, bank, background) if config.center else (patches, bank, background)
+    keep_draws: bool = False,
+) -> Evaluation:
+    """Scores of patches of classes `labels` [C, K] int64; what is known of each channel as in `tabulate`."""
+    centre = patches.unique.double().mean(0) if config.center and len(patches.unique) else None
+    if centre is not None:
+        patches, bank, background = _centred(patches, bank, background, centre)
     if background is not None:
         patches, labels = _with_random_channels(patches, labels, background, config)
     patches = patches.to(device)
@@ -56,8 +77,8 @@ def evaluate(
         clusters = cluster_patches(patches, config, progress)
         components = measure(patches, clusters, labels, bank, config)
     with progress.stage("nulls"):
-        nulls = draw_nulls(patches, clusters, components, labels, bank, config, progress)
-    table = tabulate(
+        nulls = draw_nulls(patches, clusters, components, labels, bank, config, progress, keep_draws)
+    table, random = tabulate(
         patches,
         clusters,
         components,
@@ -68,28 +89,31 @@ def evaluate(
         selectivity=selectivity,
         unselective=unselective,
     )
-    return table, clusters.labels[: patches.real].cpu().numpy()
+    real = slice(patches.real)
+    own = Clusters(
+        *(part[real].cpu() for part in (clusters.labels, clusters.k, clusters.silhouette, clusters.prototypes))
+    )
+    draws = {name: null.draws[real] for name, null in nulls.items() if name in COMPONENTS and null.draws is not None}
+    return Evaluation(table, random, own, draws, centre)
 
 
 def _centred(
-    patches: PatchEmbeddings, bank: Bank | None, background: Background | None
+    patches: PatchEmbeddings, bank: Bank | None, background: Background | None, centre: Tensor
 ) -> tuple[PatchEmbeddings, Bank | None, Background | None]:
-    """Images without the mean of the unique patches, text without the mean of its bank: it removes the cone each sits in."""
-    if len(patches.unique) == 0:  # every channel is dead: there is no mean
-        return patches, bank, background
-    centre = patches.unique.double().mean(0)
-    patches = PatchEmbeddings(_without(patches.unique, centre), patches.index, patches.channel)
+    """Images without `centre`, text without the mean of its bank: it removes the cone each sits in."""
+    patches = replace(patches, unique=without(patches.unique, centre))
     if background is not None:
-        background = Background(_without(background.embeddings, centre), background.labels)
+        background = Background(without(background.embeddings, centre), background.labels)
     if bank is not None and len(bank.names) > 1:
         text, head = (
-            None if rows is None else _without(rows, rows.double().mean(0)) for rows in (bank.embeddings, bank.head)
+            None if rows is None else without(rows, rows.double().mean(0)) for rows in (bank.embeddings, bank.head)
         )
         bank = replace(bank, embeddings=text, head=head)
     return patches, bank, background
 
 
-def _without(rows: Tensor, centre: Tensor) -> Tensor:
+def without(rows: Tensor, centre: Tensor) -> Tensor:
+    """The rows [n, d] less `centre` [d], unit rows again; float32."""
     return normalize(rows.double() - centre, dim=1).float()
 
 

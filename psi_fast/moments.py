@@ -19,8 +19,9 @@ class RunningMoments:
     Chan, Golub, LeVeque: Algorithms for computing the sample variance. The American Statistician 37, 1983.
     """
 
-    def __init__(self, observed: Tensor) -> None:
-        """observed : [C] float64, what the draws are held against."""
+    def __init__(self, observed: Tensor, keep: bool = False) -> None:
+        """observed : [C] float64, what the draws are held against; keep : hold on to the draws too."""
+        self._kept: list[list[np.ndarray]] | None = [[] for _ in observed] if keep else None
         self._observed = observed
         self._count = np.zeros(len(observed), dtype=np.int64)
         self._reached = np.zeros(len(observed), dtype=np.int64)
@@ -40,11 +41,15 @@ class RunningMoments:
         self._squares[rows] += squares + away**2 * before * block / total
         self._reached[rows] += (values >= (observed - TIE)[:, None]).sum(axis=1)
         self._count[rows] = total
+        if self._kept is not None:
+            for own, row in zip(self._kept[rows], values.astype(np.float32), strict=True):
+                own.append(row)
 
     def result(self) -> NullMoments:
         """Mean, standard deviation (B - 1) and p = (1 + draws not below the observed) / (B + 1)."""
         parts = (self._mean, np.sqrt(self._squares / (self._count - 1)), (1 + self._reached) / (self._count + 1))
-        return NullMoments(*(torch.as_tensor(part, device=self._observed.device) for part in parts))
+        kept = None if self._kept is None else torch.from_numpy(np.stack([np.concatenate(own) for own in self._kept]))
+        return NullMoments(*(torch.as_tensor(part, device=self._observed.device) for part in parts), draws=kept)
 
 
 def moments(observed: Tensor, draws: Tensor) -> NullMoments:

@@ -1,6 +1,7 @@
 """Null draws of S, Q and D, block by block -> NullMoments. The same pipeline as the data, draw by draw."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,28 +32,33 @@ def draw_nulls(
     bank: Bank | None,
     config: PSIConfig,
     progress: Progress,
+    keep: bool = False,
 ) -> dict[str, NullMoments]:
-    """The nulls of the components there are, under "S", "Q", "D", and the paper's S null under "S_independent"."""
-    independent = _sphere_moments(patches, components.S, config)
+    """The nulls of the components there are, under "S", "Q", "D", and the paper's S null under "S_independent".
+
+    With `keep` the draws of all but the last are held on to.
+    """
+    spherical = config.rotation == "independent"
+    independent = _sphere_moments(patches, components.S, config, keep and spherical)
     nulls = {"S_independent": independent}
-    nulls["S"] = (
-        independent if config.rotation == "independent" else _rotation_moments(patches, components.S, config, progress)
-    )
+    nulls["S"] = independent if spherical else _rotation_moments(patches, components.S, config, progress, keep)
     if labels is not None and components.Q is not None:
-        nulls["Q"] = _permutation_moments(patches, clusters, components.Q, labels, config, progress)
+        nulls["Q"] = _permutation_moments(patches, clusters, components.Q, labels, config, progress, keep)
     if bank is not None and components.D is not None:
-        nulls["D"] = _text_moments(patches, clusters, components, bank, config)
+        nulls["D"] = _text_moments(patches, clusters, components, bank, config, keep)
     return nulls
 
 
-def _rotation_moments(patches: PatchEmbeddings, observed: Tensor, config: PSIConfig, progress: Progress) -> NullMoments:
-    result = _empty(observed)
+def _rotation_moments(
+    patches: PatchEmbeddings, observed: Tensor, config: PSIConfig, progress: Progress, keep: bool
+) -> NullMoments:
+    result = _empty(observed, config, keep)
     groups = list(patches.groups(2 * config.k_max))
     width = patches.unique.shape[1]
     with progress.bar("null draws of S", sum(len(group.rows) for group in groups) * config.draws, "draw") as bar:
         for group in groups:
             tangent = _tangent_space(patches, group, config.rotation)
-            running = RunningMoments(observed[group.rows])
+            running = RunningMoments(observed[group.rows], keep)
             for block in _blocks(config.draws, BLOCK):
                 pool = rotation_pool(
                     group.columns.shape[1],
@@ -94,11 +100,11 @@ def _tangent_space(patches: PatchEmbeddings, group: Group, rotation: str) -> Tan
     return Tangent(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def _sphere_moments(patches: PatchEmbeddings, observed: Tensor, config: PSIConfig) -> NullMoments:
+def _sphere_moments(patches: PatchEmbeddings, observed: Tensor, config: PSIConfig, keep: bool) -> NullMoments:
     """The paper's S null: it depends on the number of patches alone, so it is drawn once per group."""
-    result = _empty(observed)
+    result = _empty(observed, config, keep)
     for group in patches.groups(2 * config.k_max):
-        running = RunningMoments(observed[group.rows])
+        running = RunningMoments(observed[group.rows], keep)
         for block in _blocks(config.draws, BLOCK):
             drawn = sphere_null(
                 group.columns.shape[1],
@@ -123,14 +129,15 @@ def _permutation_moments(
     labels: Tensor,
     config: PSIConfig,
     progress: Progress,
+    keep: bool,
 ) -> NullMoments:
-    result = _empty(observed)
+    result = _empty(observed, config, keep)
     groups = list(patches.groups(2 * config.k_max))
     with progress.bar("null draws of Q", sum(len(group.rows) for group in groups) * config.draws, "draw") as bar:
         for group in groups:
             places = group.rows[:, None], group.columns
             found, classes = clusters.labels[places], dense_labels(labels[places])
-            running = RunningMoments(observed[group.rows])
+            running = RunningMoments(observed[group.rows], keep)
             for block in _blocks(config.draws, CHEAP_BLOCK):
                 for part in _parts(group):
                     drawn = permutation_null(
@@ -146,16 +153,16 @@ def _permutation_moments(
             part = running.result()
             if config.exact:
                 mean, sd = permutation_moments(found, classes)
-                part = NullMoments(mean, sd, part.p)
+                part = replace(part, mean=mean, sd=sd)
             _put(result, group.rows, part)
     return result
 
 
 def _text_moments(
-    patches: PatchEmbeddings, clusters: Clusters, components: Components, bank: Bank, config: PSIConfig
+    patches: PatchEmbeddings, clusters: Clusters, components: Components, bank: Bank, config: PSIConfig, keep: bool
 ) -> NullMoments:
     observed = components.D
-    result = _empty(observed)
+    result = _empty(observed, config, keep)
     # one cluster has nothing to be told apart from: its null has no variation
     _put(result, torch.nonzero(clusters.k == 1)[:, 0], None)
     rows = torch.nonzero(clusters.k > 1)[:, 0]
@@ -171,7 +178,7 @@ def _text_moments(
         "seed": config.seed,
         "backend": offered("text_null", config.backend),
     }
-    running = RunningMoments(observed[rows])
+    running = RunningMoments(observed[rows], keep)
     for block in _blocks(config.draws, CHEAP_BLOCK):
         if shuffled:
             drawn = text_shuffle_null(
@@ -183,7 +190,7 @@ def _text_moments(
     part = running.result()
     if config.exact and shuffled:
         mean, sd = shuffle_moments(prototypes, k, bank.embeddings, kind=config.distinctness, head=bank.head, pool=pool)
-        part = NullMoments(mean.double(), sd.double(), part.p)
+        part = replace(part, mean=mean.double(), sd=sd.double())
     _put(result, rows, part)
     return result
 
@@ -202,8 +209,9 @@ def _parts(group: Group) -> Iterator[slice]:
         yield slice(start, min(start + step, channels))
 
 
-def _empty(observed: Tensor) -> NullMoments:
-    return NullMoments(*(torch.full_like(observed, torch.nan) for _ in range(3)))
+def _empty(observed: Tensor, config: PSIConfig, keep: bool) -> NullMoments:
+    draws = torch.full((len(observed), config.draws), torch.nan) if keep else None
+    return NullMoments(*(torch.full_like(observed, torch.nan) for _ in range(3)), draws=draws)
 
 
 def _put(result: NullMoments, rows: Tensor, part: NullMoments | None) -> None:
@@ -211,3 +219,5 @@ def _put(result: NullMoments, rows: Tensor, part: NullMoments | None) -> None:
     result.mean[rows] = 0 if part is None else part.mean
     result.sd[rows] = 0 if part is None else part.sd
     result.p[rows] = 1 if part is None else part.p
+    if result.draws is not None:
+        result.draws[rows.cpu()] = 0 if part is None or part.draws is None else part.draws

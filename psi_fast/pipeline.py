@@ -9,22 +9,20 @@ import pandas as pd
 import torch
 
 from psi_fast.activation_tap import ActivationTap
-from psi_fast.config import PSIConfig
 from psi_fast.crops import distinct_crops, embed
 from psi_fast.encoders import AnyPrecision, Encoder
 from psi_fast.environment import device_info, versions
 from psi_fast.errors import NotFiniteError
-from psi_fast.evaluation import Background, evaluate
-from psi_fast.forward import Pace, name_of
+from psi_fast.evaluation import Background, Evaluation, evaluate
+from psi_fast.forward import name_of
 from psi_fast.image_bank import ImageBank
 from psi_fast.image_stream import ImageStream
-from psi_fast.images import ImageSet
 from psi_fast.mining import mine, random_patches
-from psi_fast.networks import Network
 from psi_fast.progress import Progress
 from psi_fast.receptive_field import Field, boxes, measure_field
 from psi_fast.results import Bank, PatchEmbeddings, TopPatches
 from psi_fast.scores import Scores, cautions, patch_table
+from psi_fast.subject import Subject
 
 RANDOM_POOL = 1000
 """Random patches embedded for the random-patch channels of each layer."""
@@ -34,22 +32,15 @@ PROBE_IMAGES = 8
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run works on: the tapped layers with the channels [C] int64 of each, everything else loaded and checked.
+    """A run's subject, its decoded images and its concepts.
 
     text_warnings : what a reader of the results must know about the concepts' embeddings
     """
 
-    network: Network
-    taps: Sequence[ActivationTap]
-    channels: Sequence[np.ndarray]
-    images: ImageSet
+    subject: Subject
     bank: ImageBank | ImageStream
-    encoder: Encoder
     text: Bank
     text_warnings: Sequence[str]
-    pace: Pace
-    config: PSIConfig
-    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -78,13 +69,14 @@ def run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores, 
     embedded, indices = _embeddings(layers, inputs, bars, retried)
     tables, labels, patches = [], [], []
     for found, (index, random_index) in zip(layers, indices, strict=True):
-        table, clusters = _evaluated(found, embedded, index, random_index, inputs, bars)
-        images, original = inputs.images, inputs.bank.to_image(found.box, found.top.images)
+        evaluation = _evaluated(found, embedded, index, random_index, inputs, bars)
+        table, clusters = evaluation.table, evaluation.clusters.labels.numpy()
+        images, original = inputs.subject.images, inputs.bank.to_image(found.box, found.top.images)
         rows = patch_table(found.top, original, clusters, images.names, images.labels, images.class_names)
         tables.append(table.assign(layer=found.layer)[["layer", *table]])
         patches.append(rows.assign(layer=found.layer)[["layer", *rows]])
         labels.append(clusters)
-    unique, index = _used(embedded, np.concatenate([index for index, _ in indices]))
+    unique, index = used_rows(embedded, np.concatenate([index for index, _ in indices]))
     tensors = {"unique": unique, "index": index, "text": inputs.text.embeddings}
     if inputs.text.head is not None:
         tensors["text_head"] = inputs.text.head
@@ -95,49 +87,69 @@ def run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores, 
 
 def _patches(inputs: Inputs, bars: Progress, retried: list[str]) -> list[LayerPatches]:
     """Where the channels are most active, as boxes in the bank."""
-    network, bank, config = inputs.network, inputs.bank, inputs.config
-    size = network.preprocess.size
+    subject, bank = inputs.subject, inputs.bank
     with bars.stage("patch size"):
-        spread = np.linspace(0, len(bank) - 1, PROBE_IMAGES, dtype=int)
-        probes = network.preprocess(bank.read(spread, inputs.device)).cpu()
-        fields = [measure_field(tap, size, config.patch, seed=config.seed, images=probes) for tap in inputs.taps]
+        fields = measured_fields(subject, bank)
     with bars.stage("mining"):
         tops = _mined(inputs, bars, retried)
     found = []
-    for tap, field, top in zip(inputs.taps, fields, tops, strict=True):
-        random_images, random_positions = random_patches(RANDOM_POOL, tap.positions, len(bank), config.seed)
+    for tap, field, top in zip(subject.taps, fields, tops, strict=True):
+        random_images, random_positions = random_patches(RANDOM_POOL, tap.positions, len(bank), subject.config.seed)
         box, random_box = (
-            network.preprocess.to_image(
-                boxes(field, positions, tap.grid, tap.prefix, size), np.full((*positions.shape, 2), bank.side)
-            )
-            for positions in (top.positions, random_positions)
+            patch_boxes(tap, field, positions, bank.side) for positions in (top.positions, random_positions)
         )
         found.append(LayerPatches(tap.layer, field, top, box, random_images, random_box))
     return found
 
 
+def measured_fields(subject: Subject, bank: ImageBank | ImageStream) -> list[Field]:
+    """What a unit of each layer sees, averaged over some of the images."""
+    preprocess, config = subject.network.preprocess, subject.config
+    spread = np.linspace(0, len(bank) - 1, PROBE_IMAGES, dtype=int)
+    probes = preprocess(bank.read(spread, subject.device)).cpu()
+    return [measure_field(tap, preprocess.size, config.patch, seed=config.seed, images=probes) for tap in subject.taps]
+
+
+def patch_boxes(tap: ActivationTap, field: Field, positions: np.ndarray, side: int) -> np.ndarray:
+    """Boxes [..., 4] float64 (x0, y0, x1, y1), in px of a bank of `side`, of the layer's positions [...]."""
+    preprocess = tap.network.preprocess
+    seen = boxes(field, positions, tap.grid, tap.prefix, preprocess.size)
+    return preprocess.to_image(seen, np.full((*np.shape(positions), 2), side))
+
+
 def _mined(inputs: Inputs, bars: Progress, retried: list[str]) -> list[TopPatches]:
     """The layers' top patches; a network that leaves the range of a half precision runs again in float32."""
-    arguments = (inputs.taps, inputs.network, inputs.bank, inputs.images.names, inputs.channels, inputs.config, bars)
+    own = inputs.subject
+    arguments = (own.taps, own.network, inputs.bank, own.images.names, own.channels, own.config, bars)
     try:
-        return mine(*arguments, inputs.pace)
+        return mine(*arguments, own.pace)
     except NotFiniteError as error:
-        if inputs.pace.dtype == torch.float32:
+        if own.pace.dtype == torch.float32:
             raise
-        retried.append(f"the network ran again in float32, because in {name_of(inputs.pace.dtype)}: {error}")
-    return mine(*arguments, replace(inputs.pace, dtype=torch.float32))
+        retried.append(f"the network ran again in float32, because in {name_of(own.pace.dtype)}: {error}")
+    return mine(*arguments, replace(own.pace, dtype=torch.float32))
 
 
-def _embedded(crops: np.ndarray, inputs: Inputs, bars: Progress, retried: list[str]) -> torch.Tensor:
-    """The crops' embeddings; an encoder that leaves the range of a half precision runs again in float32."""
-    arguments = (inputs.bank, inputs.images.names, inputs.encoder, inputs.device, inputs.config, bars)
+def embedded_crops(
+    crops: np.ndarray,
+    bank: ImageBank | ImageStream,
+    subject: Subject,
+    encoder: Encoder,
+    bars: Progress,
+    retried: list[str],
+) -> torch.Tensor:
+    """Embeddings [U, d] as of `embed`; an encoder that leaves the range of a half precision runs again in float32.
+
+    What a reader must know of that is added to `retried`.
+    """
+    arguments = (bank, subject.images.names, encoder, subject.device, subject.config, bars)
     try:
         return embed(crops, *arguments)
     except NotFiniteError as error:
-        if not isinstance(inputs.encoder, AnyPrecision) or inputs.encoder.precision == name_of(torch.float32):
+        if not isinstance(encoder, AnyPrecision) or encoder.precision == name_of(torch.float32):
             raise
-        retried.append(f"the encoder ran again in float32, because in {inputs.encoder.precision}: {error}")
-        inputs.encoder.at_precision(torch.float32)
+        retried.append(f"the encoder ran again in float32, because in {encoder.precision}: {error}")
+        encoder.at_precision(torch.float32)
     return embed(crops, *arguments)
 
 
@@ -154,7 +166,7 @@ def _embeddings(
     # one crop serves channels, random patches and layers, wherever they meet
     crops, index = distinct_crops(np.concatenate(images), np.concatenate(places))
     with bars.stage("embedding"):
-        embedded = _embedded(crops, inputs, bars, retried)
+        embedded = embedded_crops(crops, inputs.bank, inputs.subject, inputs.subject.encoder, bars, retried)
     parts = iter(np.split(index, np.cumsum([len(part) for part in images])[:-1]))
     return embedded, [(next(parts).reshape(own.top.images.shape), next(parts)) for own in layers]
 
@@ -166,16 +178,16 @@ def _evaluated(
     random_index: np.ndarray,
     inputs: Inputs,
     bars: Progress,
-) -> tuple[pd.DataFrame, np.ndarray]:
-    """The layer's score table and cluster labels [C, K], from its own patches alone."""
-    labels, top = inputs.images.labels, found.top
+) -> Evaluation:
+    """The layer's scores and clusters, from its own patches alone."""
+    labels, top = inputs.subject.images.labels, found.top
     return evaluate(
-        PatchEmbeddings(*_used(embedded, index), torch.from_numpy(top.channels)),
+        PatchEmbeddings(*used_rows(embedded, index), torch.from_numpy(top.channels)),
         None if labels is None else torch.from_numpy(labels[top.images]),
         inputs.text,
         Background(embedded[random_index], None if labels is None else torch.from_numpy(labels[found.random_images])),
-        inputs.config,
-        inputs.device,
+        inputs.subject.config,
+        inputs.subject.device,
         bars,
         dead=top.dead,
         max_activation=top.highest,
@@ -184,7 +196,7 @@ def _evaluated(
     )
 
 
-def _used(embedded: torch.Tensor, index: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+def used_rows(embedded: torch.Tensor, index: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """The rows of `embedded` that `index` names (-1: none), each once, and where each place finds its own among them."""
     used, inverse = np.unique(index[index >= 0], return_inverse=True)
     own = np.full(index.shape, -1, dtype=np.int64)
@@ -201,10 +213,11 @@ def _account(
     bars: Progress,
 ) -> dict[str, Any]:
     """What the manifest says about the run."""
-    images, bank, encoder = inputs.images, inputs.bank, inputs.encoder
+    subject, bank = inputs.subject, inputs.bank
+    images, encoder = subject.images, subject.encoder
     said = [
-        *(*inputs.network.warnings, *images.warnings, *encoder.warnings, *inputs.text_warnings, *retried),
-        *cautions(table, inputs.config.draws),
+        *(*subject.network.warnings, *images.warnings, *encoder.warnings, *inputs.text_warnings, *retried),
+        *cautions(table, subject.config.draws),
     ]
     return {
         "channels": len(table),
@@ -217,8 +230,8 @@ def _account(
             for own in layers
         },
         "versions": versions(),
-        "device": device_info(inputs.device),
-        "forward_passes": str(inputs.pace),
+        "device": device_info(subject.device),
+        "forward_passes": str(subject.pace),
         "encoder_precision": getattr(encoder, "precision", "not stated"),
         "encoder_activation": getattr(encoder, "activation", "not stated"),
         "seconds": {name: round(seconds, 3) for name, seconds in bars.seconds.items()},

@@ -139,8 +139,12 @@ class Components:
 
 @dataclass(frozen=True)
 class NullMoments:
-    """A component's null for each channel: mean [C], sd [C] and p [C] = (1 + draws not below the observed) / (B + 1), float64."""
+    """A component's null for each channel: mean [C], sd [C] and p [C] = (1 + draws not below the observed) / (B + 1), float64.
+
+    draws : [C, B] float32 on the CPU where they were kept, nan for a channel that has none
+    """
 
     mean: Tensor
     sd: Tensor
     p: Tensor
+    draws: Tensor | None = None

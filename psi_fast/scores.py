@@ -94,8 +94,8 @@ def tabulate(
     max_activation: np.ndarray,
     selectivity: np.ndarray,
     unselective: np.ndarray,
-) -> pd.DataFrame:
-    """The score table of the layer's own channels; the random-patch channels are the baseline of `random_percentile`.
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The score tables of the layer's own channels and of the random-patch channels, the baseline of `random_percentile`.
 
     Parameters
     ----------
@@ -116,26 +116,26 @@ def tabulate(
     k = clusters.k.cpu().numpy()
     labels, concepts = clusters.labels.cpu().numpy(), components.concepts.cpu().numpy()
 
+    unknown = np.full(patches.random, np.nan, dtype=np.float32)
+    dead, unselective = (np.append(part, np.zeros(patches.random, dtype=bool)) for part in (dead, unselective))
     flags = []
-    for i in range(real):
+    for i in range(len(k)):
         own = ["dead"] if dead[i] else ["few_patches"] if k[i] == 0 else []
         own += ["unselective"] if unselective[i] else []
         own += [f"degenerate:{name}" for name, (_, _, part) in parts.items() if part.degenerate[i]]
         flags.append(own)
     columns: dict[str, Any] = {
-        "channel": patches.channel[:real].cpu().numpy(),
-        "psi": np.exp(log_psi)[:real],
-        "log_psi": log_psi[:real],
-        "p": p[:real],
-        "q": discovery_rate(p[:real]),
-        "k": k[:real],
-        "cluster_sizes": [
-            np.bincount(row[row >= 0], minlength=n).tolist() for row, n in zip(labels[:real], k, strict=False)
-        ],
-        "concepts": [[bank.names[t] for t in row[row >= 0]] if bank else [] for row in concepts[:real]],
-        "max_activation": max_activation,
-        "selectivity": selectivity,
-        "random_percentile": percentile(log_psi[:real], log_psi[real:]),
+        "channel": patches.channel.cpu().numpy(),
+        "psi": np.exp(log_psi),
+        "log_psi": log_psi,
+        "p": p,
+        "q": np.concatenate([discovery_rate(p[:real]), discovery_rate(p[real:])]),
+        "k": k,
+        "cluster_sizes": [np.bincount(row[row >= 0], minlength=n).tolist() for row, n in zip(labels, k, strict=True)],
+        "concepts": [[bank.names[t] for t in row[row >= 0]] if bank else [] for row in concepts],
+        "max_activation": np.append(max_activation, unknown),
+        "selectivity": np.append(selectivity, unknown),
+        "random_percentile": percentile(log_psi, log_psi[real:]),
         "flags": flags,
         "components": "".join(parts),
     }
@@ -146,9 +146,10 @@ def tabulate(
             values = (observed, null.mean.cpu().numpy(), null.sd.cpu().numpy(), part.z, part.hat, part.p)
         else:
             values = (np.full(len(k), np.nan),) * len(fields)
-        columns |= {name + suffix: value[:real] for suffix, value in zip(fields, values, strict=True)}
-    columns["S_z_independent"] = beside.z[:real]
-    return pd.DataFrame(columns)
+        columns |= {name + suffix: value for suffix, value in zip(fields, values, strict=True)}
+    columns["S_z_independent"] = beside.z
+    table = pd.DataFrame(columns)
+    return table[:real], table[real:].reset_index(drop=True)
 
 
 def patch_table(
