@@ -1,8 +1,9 @@
 """Images + network -> TopPatches: each channel's largest activations, one pass over the images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -44,26 +45,68 @@ def mine(
     NotFiniteError
         The network returns a value that is not finite.
     """
-    rankings = [_Ranking(tap, ids, names, config) for tap, ids in zip(taps, channels, strict=True)]
+    rankings = [
+        _Ranking(ids, names, config, tap.positions, tap.device, _asked(tap, ids))
+        for tap, ids in zip(taps, channels, strict=True)
+    ]
+    with progress.bar("mining", len(bank), "img") as bar:
+        for first, layers in activations(taps, network, bank, range(len(bank)), config.batch_size, pace):
+            for ranking, own in zip(rankings, layers, strict=True):
+                ranking.add(own, first)
+            bar.update(len(layers[0]))
+    return [ranking.result() for ranking in rankings]
+
+
+def activations(
+    taps: Sequence[ActivationTap],
+    network: Network,
+    bank: ImageBank | ImageStream,
+    images: range,
+    batch_size: int,
+    pace: Pace | None,
+) -> Generator[tuple[int, list[torch.Tensor]], None, None]:
+    """Batch by batch the index of its first image and each layer's activations [B, all channels, P] float32, in one pass."""
     joint = JointTap(taps, pace)
-    batch_size = step_of(joint.device, config.batch_size, joint.pace.size)
+    step = step_of(joint.device, batch_size, joint.pace.size)
     size = network.preprocess.size
-    space = torch.empty(batch_size, size, size, 3, device=joint.device)
-    parts = [slice(first, first + batch_size) for first in range(0, len(bank), batch_size)]
-    with (
-        joint,
-        torch.inference_mode(),
-        closing(bank.walk(parts)) as walk,
-        progress.bar("mining", len(bank), "img") as bar,
-    ):
+    space = torch.empty(step, size, size, 3, device=joint.device)
+    parts = [slice(first, min(first + step, images.stop)) for first in range(images.start, images.stop, step)]
+    with joint, torch.inference_mode(), closing(bank.walk(parts)) as walk:
         for part, (squares, rows) in zip(parts, walk, strict=True):
             pixels = squares.read(rows, joint.device)
-            for ranking, activations in zip(
-                rankings, joint(network.preprocess(pixels, space[: len(pixels)])), strict=True
-            ):
-                ranking.add(activations, part.start)
-            bar.update(len(pixels))
-    return [ranking.result() for ranking in rankings]
+            yield part.start, joint(network.preprocess(pixels, space[: len(pixels)]))
+
+
+def rank_maxima(
+    maxima: torch.Tensor,
+    positions: torch.Tensor,
+    lowest: torch.Tensor,
+    channels: np.ndarray,
+    names: Sequence[str],
+    config: PSIConfig,
+) -> TopPatches:
+    """What `mine` finds with `per_image` 1, from each channel's maximum in every image.
+
+    Parameters
+    ----------
+    maxima, positions : [N, C] float32 and int64
+        Of each image and channel, in the order of the images.
+    lowest : [C] float32
+        Smallest activation over all images and positions.
+    channels : [C] int64
+    """
+    ranking = _Ranking(channels, names, replace(config, per_image=1), 1, maxima.device)
+    ranking.add(maxima[:, :, None], 0, lowest)
+    top = ranking.result()
+    places = positions.cpu().numpy()[top.images, np.arange(len(channels))[:, None]]
+    return replace(top, positions=np.where(top.valid, places, -1))
+
+
+def _asked(tap: ActivationTap, channels: np.ndarray) -> torch.Tensor | None:
+    """The channels as an index into all of the layer's; None for all."""
+    if np.array_equal(channels, np.arange(tap.channels)):
+        return None
+    return torch.as_tensor(channels, device=tap.device)
 
 
 UPPER_5_PERCENT = 1.6449  # of a normal distribution
@@ -73,22 +116,28 @@ SAME = 1e-7  # relative deviation below which maxima are equal but for rounding
 class _Ranking:
     """The largest activations of one layer's channels so far."""
 
-    def __init__(self, tap: ActivationTap, channels: np.ndarray, names: Sequence[str], config: PSIConfig) -> None:
-        self._channels, self._names, self._config = channels, names, config
-        self._per_image = 1 if config.band else min(config.per_image, tap.positions)
-        self._top = empty_top_k(len(channels), 0 if config.band else config.top_k, tap.device)
+    def __init__(
+        self,
+        channels: np.ndarray,
+        names: Sequence[str],
+        config: PSIConfig,
+        positions: int,
+        device: torch.device,
+        asked: torch.Tensor | None = None,
+    ) -> None:
+        """channels : [C] ids, at the rows `asked` of the activations to come; positions : P of these."""
+        self._channels, self._names, self._config, self._asked = channels, names, config, asked
+        self._per_image = 1 if config.band else min(config.per_image, positions)
+        self._top = empty_top_k(len(channels), 0 if config.band else config.top_k, device)
         self._held: list[Extremes] = []
-        self._low = torch.full((len(channels),), torch.inf, device=tap.device)
+        self._low = torch.full((len(channels),), torch.inf, device=device)
         self._high = -self._low
         self._count = 0
-        self._sums = torch.zeros(
-            2, len(channels), dtype=torch.float64, device=tap.device
-        )  # of maxima, of their squares
-        everything = np.array_equal(channels, np.arange(tap.channels))
-        self._asked = None if everything else torch.as_tensor(channels, device=tap.device)
+        # of maxima, of their squares
+        self._sums = torch.zeros(2, len(channels), dtype=torch.float64, device=device)
 
-    def add(self, activations: torch.Tensor, first: int) -> None:
-        """Rank the activations [B, all channels, P] of the images from `first` on."""
+    def add(self, activations: torch.Tensor, first: int, lowest: torch.Tensor | None = None) -> None:
+        """Rank the activations [B, all channels, P] of the images from `first` on; `lowest` [C] where they hold only maxima."""
         if self._asked is not None:
             activations = activations[:, self._asked]
         self._top, extremes = topk_merge(
@@ -98,10 +147,10 @@ class _Ranking:
             per_image=self._per_image,
             backend=offered("topk_merge", self._config.backend),
         )
-        _check_finite(extremes, self._names, first, self._channels)
+        check_finite(extremes, self._names, first, self._channels)
         if self._config.band:  # all maxima are ranked at the end
             self._held.append(extremes)
-        self._low = torch.minimum(self._low, extremes.minima.amin(0))
+        self._low = torch.minimum(self._low, extremes.minima.amin(0) if lowest is None else lowest)
         self._high = torch.maximum(self._high, extremes.maxima.amax(0))
         maxima = extremes.maxima.double()
         self._sums += torch.stack((maxima.sum(0), maxima.square().sum(0)))
@@ -129,7 +178,8 @@ class _Ranking:
         return selectivity.astype(np.float32), selectivity <= random
 
 
-def _check_finite(extremes: Extremes, names: Sequence[str], first: int, channels: np.ndarray) -> None:
+def check_finite(extremes: Extremes, names: Sequence[str], first: int, channels: np.ndarray) -> None:
+    """Raises a NotFiniteError that names the image and the channel of the first value that is not."""
     # a maximum hides no inf and no nan, a minimum hides no -inf
     bad = torch.nonzero(~(torch.isfinite(extremes.maxima) & torch.isfinite(extremes.minima)))
     if len(bad):

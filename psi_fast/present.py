@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 from rich import box
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
@@ -14,6 +16,9 @@ from psi_fast.activation_tap import LayerInfo
 from psi_fast.environment import device_info, versions
 from psi_fast.receptive_field import Field
 from psi_fast.scores import Scores
+
+if TYPE_CHECKING:
+    from psi_fast.experiments.outcome import Outcome
 
 REMARKABLE = 95  # random-patch channels are clustered too: a channel is remarkable above most of them, in percent
 NARROWEST = 120  # columns a table takes where the output is no terminal
@@ -70,6 +75,24 @@ def show_scores(scores: Scores, folder: Path, count: int = 15) -> None:
     for warning in manifest["warnings"]:
         console.print(f"warning: {escape(warning)}")
     console.print(f"results: {escape(str(folder))}")
+
+
+def show_outcome(outcome: "Outcome") -> None:
+    """Print what an experiment found: its text, its claims and where the files lie."""
+    from psi_fast.experiments.outcome import claim_cells
+
+    console = _console()
+    console.print(Markdown(outcome.text))
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("what", overflow="fold")
+    for name in ("value", "95 % interval", "p", "paper"):
+        table.add_column(name, justify="right")
+    for claim in outcome.claims:
+        table.add_row(*map(escape, claim_cells(claim)))
+    console.print(table)
+    for warning in outcome.manifest["warnings"]:
+        console.print(f"warning: {escape(warning)}")
+    console.print(f"results: {escape(str(outcome.folder))}")
 
 
 def show_layers(

@@ -19,6 +19,8 @@ from psi_fast.scores import Scores
 
 SCORES, PATCHES, EMBEDDINGS, MANIFEST = "scores.parquet", "patches.parquet", "embeddings.safetensors", "manifest.json"
 TEMPORARY = ".psi-fast-"
+SHARED, EXPERIMENTS = "shared", "experiments"
+"""Folders beside a run's files: what experiments share, and their results."""
 
 
 def finished(folder: Path, about: dict[str, Any]) -> bool:
@@ -43,7 +45,7 @@ def finished(folder: Path, about: dict[str, Any]) -> bool:
     foreign = [
         p.name
         for p in folder.iterdir()
-        if p.name not in (SCORES, PATCHES, EMBEDDINGS) and not p.name.startswith(TEMPORARY)
+        if p.name not in (SCORES, PATCHES, EMBEDDINGS, SHARED, EXPERIMENTS) and not p.name.startswith(TEMPORARY)
     ]
     if foreign:
         raise StoreError(f"{folder} holds files that are no run of psi_fast ({foreign[0]}, ...); choose another folder")
@@ -122,14 +124,16 @@ def fingerprint(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def code_fingerprint() -> str:
-    """SHA-256 over the sources of psi_fast and psi_fast_kernels."""
+def code_fingerprint(experiments: bool = False) -> str:
+    """SHA-256 over the sources that decide scores: psi_fast and psi_fast_kernels, with `experiments` those on top of them."""
     import psi_fast_kernels
 
     digest = hashlib.sha256()
     for root in (Path(__file__).parent, Path(psi_fast_kernels.__file__).parent):
         for path in sorted(root.rglob("*.py")):
-            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+            name = path.relative_to(root)
+            if experiments or name.parts[0] != EXPERIMENTS:
+                digest.update(f"{name}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 
 

@@ -12,7 +12,7 @@ PRODUCT = sorted([*(ROOT / "psi_fast").rglob("*.py"), *(ROOT / "kernels").rglob(
 SOURCES = sorted([*PRODUCT, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
 OPTIONAL = (
     *("open_clip", "timm", "transformers", "sentence_transformers", "datasets", "braceexpand"),
-    *("skimage", "efficientnet_lite_pytorch", "sklearn", "faiss", "cuml"),
+    *("skimage", "efficientnet_lite_pytorch", "sklearn", "faiss", "cuml", "matplotlib"),
 )
 MAX_LINES = 400
 

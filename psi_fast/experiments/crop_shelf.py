@@ -1,0 +1,61 @@
+"""Embedded crops that experiments share: each crop of an image is encoded once a folder, whoever asks for it."""
+
+import numpy as np
+import torch
+
+from psi_fast.encoders import Encoder
+from psi_fast.experiments.shelf import Shelf
+from psi_fast.image_bank import ImageBank
+from psi_fast.image_stream import ImageStream
+from psi_fast.pipeline import embedded_crops
+from psi_fast.progress import Progress
+from psi_fast.store import fingerprint
+from psi_fast.subject import Subject
+
+PART = 2048
+"""Crops of one file on the shelf: what is lost at most when a run is killed."""
+
+
+def shelved_crops(
+    crops: np.ndarray,
+    bank: ImageBank | ImageStream,
+    subject: Subject,
+    encoder: Encoder,
+    mark: str,
+    shelf: Shelf,
+    progress: Progress,
+    said: list[str],
+) -> torch.Tensor:
+    """Unit embeddings [U, d] float32 of the distinct crops [U, 5], in parts that stay on the shelf.
+
+    Whatever an earlier request left there is not encoded again; what is missing goes there in parts of PART crops, sorted by
+    image. `mark` is the encoder's fingerprint.
+    """
+    about = {
+        "encoder": mark,
+        "precision": getattr(encoder, "precision", "not stated"),
+        "images": subject.fingerprints["images"],
+        "side": bank.side,
+        "device": subject.device.type,
+    }
+    kind = f"crops-{fingerprint(about)[:12]}"
+    held: dict[bytes, torch.Tensor] = {}
+    for found in shelf.all_tensors(kind):
+        held |= zip(map(bytes, _keys(found["crops"].numpy())), found["rows"], strict=True)
+    wanted = [bytes(key) for key in _keys(crops)]
+    missing = np.flatnonzero([key not in held for key in wanted])
+    for start in range(0, len(missing), PART):
+        part = crops[missing[start : start + PART]]
+
+        def make(part: np.ndarray = part) -> dict[str, torch.Tensor]:
+            rows = embedded_crops(part, bank, subject, encoder, progress, said)
+            return {"crops": torch.from_numpy(part), "rows": rows}
+
+        found = shelf.tensors(kind, [about, fingerprint(part.tolist())], make)
+        held |= zip(map(bytes, _keys(found["crops"].numpy())), found["rows"], strict=True)
+    return torch.stack([held[key] for key in wanted])
+
+
+def _keys(crops: np.ndarray) -> np.ndarray:
+    """One value a crop [U, 5] float64 that tells it from others."""
+    return np.ascontiguousarray(crops).view(f"V{crops.shape[1] * crops.itemsize}")[:, 0]

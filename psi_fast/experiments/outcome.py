@@ -1,0 +1,213 @@
+"""What an experiment returns and writes: a tidy table, claims with intervals and tests, a figure, a page of text."""
+
+import functools
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+
+import pandas as pd
+import pyarrow as pa
+
+from psi_fast import store
+from psi_fast.environment import versions
+from psi_fast.errors import ConfigError, StoreError
+from psi_fast.experiments.figures import STYLE
+from psi_fast.experiments.statistics import Claim
+from psi_fast.experiments.study import Study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TABLE, CSV, CLAIMS, SUMMARY, MANIFEST = "table.parquet", "table.csv", "claims.csv", "summary.md", "manifest.json"
+Options = ParamSpec("Options")
+Draw = Callable[[pd.DataFrame, Sequence[Claim]], "Figure"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an experiment itself comes to.
+
+    table : tidy, a row an observation
+    claims : the numbers it was made for
+    text : paragraphs of Markdown that say what was asked and what came out
+    """
+
+    table: pd.DataFrame
+    claims: Sequence[Claim]
+    text: str
+
+
+@dataclass(frozen=True)
+class Outcome(Finding):
+    """A Finding with its name, figure and manifest; `folder` holds them as files.
+
+    figure : drawn from table and claims alone
+    """
+
+    name: str = ""
+    folder: Path = Path()
+    manifest: dict[str, Any] = field(default_factory=dict)
+    draw: Draw | None = None
+
+    @property
+    def figure(self) -> "Figure":
+        """The figure, drawn anew."""
+        assert self.draw is not None, "an outcome has a way to be drawn"
+        return self.draw(self.table, self.claims)
+
+    def __repr__(self) -> str:
+        return f"Outcome({self.name}, {len(self.table)} rows, {len(self.claims)} claims, in {self.folder})"
+
+    @property
+    def summary(self) -> str:
+        """The page of Markdown: text, claims as a table, settings."""
+        about = self.manifest
+        lines = [
+            f"# {self.name}",
+            "",
+            self.text.strip(),
+            "",
+            *claim_lines(self.claims),
+            "",
+            "![figure](figure.svg)",
+            "",
+        ]
+        lines += [f"{about['network']}, {', '.join(about['layers'])}; {about['images']} images of {about['source']};"]
+        lines += [f"{about['encoder']}; options {json.dumps(about['options'], sort_keys=True)};"]
+        settings = ", ".join(f"{name} {value}" for name, value in about["config"].items())
+        lines += [f"settings: {settings}.", "", *(f"Note: {said}" for said in about["warnings"])]
+        return "\n".join(lines).strip() + "\n"
+
+
+def experiment(
+    draw: Draw,
+) -> Callable[[Callable[Concatenate[Study, Options], Finding]], Callable[Concatenate[Study, Options], Outcome]]:
+    """Make a function of a study into an experiment: its finding is drawn by `draw` and kept in the study's folder.
+
+    One that is there, of the same subject, options and code, is read instead of computed again.
+    """
+
+    def decorate(
+        find: Callable[Concatenate[Study, Options], Finding],
+    ) -> Callable[Concatenate[Study, Options], Outcome]:
+        name = find.__name__.replace("_", "-")
+
+        @functools.wraps(find)
+        def conduct(study: Study, *args: Options.args, **options: Options.kwargs) -> Outcome:
+            if args:
+                raise ConfigError(f"options of {name} are named, got {args[0]!r} without a name")
+            given = (find.__kwdefaults__ or {}) | options
+            folder = study.folder / store.EXPERIMENTS / name
+            about = study.about | {
+                "experiment": name,
+                "options": given,
+                "identity": store.fingerprint(
+                    [study.about["identity"], name, _plain(given), store.code_fingerprint(True)]
+                ),
+            }
+            if (found := _read(folder, about["identity"], name, draw)) is not None:
+                return found
+            before = dict(study.bars.seconds)
+            with study.bars.stage(name):
+                finding = find(study, **options)
+            seconds = {k: round(v - before.get(k, 0), 3) for k, v in study.bars.seconds.items() if v > before.get(k, 0)}
+            manifest = about | {
+                "options": _plain(given),
+                "images": len(study.subject.images),
+                "versions": versions(),
+                "seconds": seconds,
+                "warnings": list(
+                    dict.fromkeys([*study.subject.network.warnings, *study.subject.encoder.warnings, *study.said])
+                ),
+            }
+            return _written(Outcome(finding.table, finding.claims, finding.text, name, folder, manifest, draw))
+
+        return conduct
+
+    return decorate
+
+
+def claim_lines(claims: Sequence[Claim]) -> list[str]:
+    """The claims as lines of a Markdown table."""
+    lines = ["| what | value | 95 % interval | p | paper | units | how |", "|---|---|---|---|---|---|---|"]
+    return [*lines, *(f"| {' | '.join(claim_cells(one))} | {one.count or ''} | {one.how} |" for one in claims)]
+
+
+def claim_cells(claim: Claim) -> tuple[str, str, str, str, str]:
+    """Name, value, interval, p and the paper's value as a reader sees them; empty where there is none."""
+    interval = "" if math.isnan(claim.low) else f"{_number(claim.low)} to {_number(claim.high)}"
+    p = "" if math.isnan(claim.p) else "< 1e-300" if claim.p < 1e-300 else f"{claim.p:.2g}"
+    return claim.name, _number(claim.value), interval, p, claim.paper
+
+
+def claim_table(claims: Sequence[Claim]) -> pd.DataFrame:
+    """A row a claim."""
+    return pd.DataFrame([asdict(one) for one in claims], columns=[own.name for own in fields(Claim)])
+
+
+def _written(outcome: Outcome) -> Outcome:
+    """The outcome, now in its folder; the manifest comes last."""
+    folder = outcome.folder
+    with store.reserved(folder):
+        try:
+            (folder / MANIFEST).unlink(missing_ok=True)  # of another run of the experiment, which this one replaces
+            store.write_whole(folder / TABLE, lambda path: outcome.table.to_parquet(path, index=False))
+            store.write_whole(folder / CSV, lambda path: outcome.table.to_csv(path, index=False))
+            store.write_whole(folder / CLAIMS, lambda path: claim_table(outcome.claims).to_csv(path, index=False))
+            for kind in ("svg", "png"):
+                held = rendered(outcome.figure, kind)
+                store.write_whole(folder / f"figure.{kind}", lambda path, held=held: path.write_bytes(held))
+            store.write_whole(folder / SUMMARY, lambda path: path.write_text(outcome.summary, encoding="utf-8"))
+            text = json.dumps(outcome.manifest | {"text": outcome.text}, indent=2, ensure_ascii=False) + "\n"
+            store.write_whole(folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
+        except (OSError, pa.ArrowException) as error:
+            raise StoreError(f"cannot write to {folder}: {getattr(error, 'strerror', None) or error}") from error
+    return outcome
+
+
+def rendered(figure: "Figure", kind: str) -> bytes:
+    """The bytes of a figure as "svg", "png" or "pdf"; the same figure gives the same bytes."""
+    import matplotlib as mpl
+
+    held = BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(
+            held, format=kind, dpi=200, metadata={"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+        )
+    return held.getvalue()
+
+
+def _read(folder: Path, identity: str, name: str, draw: Draw) -> Outcome | None:
+    """The outcome in `folder`; None where there is none, or another."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest.get("identity") != identity:
+            return None
+        rows = pd.read_csv(
+            folder / CLAIMS, keep_default_na=False, na_values={c: [""] for c in ("value", "low", "high", "p")}
+        )
+        claims = [Claim(**{str(key): value for key, value in row.items()}) for row in rows.to_dict("records")]
+        return Outcome(pd.read_parquet(folder / TABLE), claims, manifest.pop("text"), name, folder, manifest, draw)
+    except (OSError, ValueError, KeyError, pa.ArrowException):
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """Options as JSON takes them."""
+    if isinstance(value, dict):
+        return {key: _plain(own) for key, own in value.items()}
+    if isinstance(value, (list, tuple, range)):
+        return [_plain(own) for own in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _number(value: float) -> str:
+    """Three digits that say something; nan as a dash."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.3g}" if abs(value) < 0.1 or abs(value) >= 1000 else f"{value:.3f}"

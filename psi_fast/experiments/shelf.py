@@ -1,0 +1,103 @@
+"""What experiments on one subject share: named results on disk, found again by what they were made from."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialised
+
+from psi_fast.errors import StoreError
+from psi_fast.store import fingerprint, write_whole
+
+FORMAT = 1
+"""Changes when a file's content or the way one of its values is made does."""
+
+
+class Shelf:
+    """Results in a folder, one file each, under a hash of what they were made from.
+
+    A file that is broken, cut short or of something else is made again, so a run that was killed goes on from its last
+    whole file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def tensors(self, kind: str, about: Any, make: Callable[[], Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """The tensors that `make` returns, on the CPU; read where an earlier run left them for the same `about`.
+
+        Parameters
+        ----------
+        kind : str
+            First part of the file's name.
+        about : JSON-ready
+            Everything that decides the values.
+
+        Raises
+        ------
+        StoreError
+            The folder cannot be written.
+        """
+        mark = fingerprint([FORMAT, kind, about])
+        path = self.folder / f"{kind}-{mark[:20]}.safetensors"
+        found = _read(path, mark)
+        if found is None:
+            found = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
+            held = serialised(found, {"identity": mark, "sha256": content(found)})
+            self._write(path, lambda place: place.write_bytes(held))
+        return found
+
+    def all_tensors(self, kind: str) -> Iterator[dict[str, torch.Tensor]]:
+        """The tensors of every whole file of that kind."""
+        for path in sorted(self.folder.glob(f"{kind}-*.safetensors")):
+            found = _read(path)
+            if found is not None:
+                yield found
+
+    def table(self, kind: str, about: Any, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """The table that `make` returns, without its index; as `tensors`."""
+        mark = fingerprint([FORMAT, kind, about])
+        path = self.folder / f"{kind}-{mark[:20]}.parquet"
+        try:
+            return pd.read_parquet(path)
+        except (OSError, pa.ArrowException):
+            table = make()
+            self._write(path, lambda place: table.to_parquet(place, index=False))
+        return pd.read_parquet(path)  # lists as arrays, whether or not the table was there
+
+    def _write(self, path: Path, write: Callable[[Path], Any]) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, write)
+        except OSError as error:
+            raise StoreError(
+                f"cannot write to {self.folder}: {error.strerror or error}; free some room or choose another folder"
+            ) from error
+
+
+def _read(path: Path, mark: str | None = None) -> dict[str, torch.Tensor] | None:
+    """The tensors of a file, None where it is broken or not the one that `mark` stands for."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            found = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # no dict
+    except (OSError, SafetensorError):
+        return None
+    whole = mark in (None, metadata.get("identity")) and metadata.get("sha256") == content(found)
+    return found if whole else None
+
+
+def content(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 (hex) over names, types, shapes and bytes of CPU tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
