@@ -9,8 +9,11 @@ from psi_fast.moments import TIE
 from psi_fast.results import COMPONENTS
 
 
-def null_channels(evaluation: Evaluation, draw: int = 0) -> pd.DataFrame:
-    """A row for each scored channel: its null draw number `draw` of each component, calibrated against the others.
+def null_channels(evaluation: Evaluation, turn: int = 0) -> pd.DataFrame:
+    """A row for each scored channel: one null draw of each component, calibrated against the others.
+
+    Channel i gives its draw number (i + turn) % B: channels share the rotations of a draw, so the same draw of all of them
+    would be one sample many times over.
 
     Columns as in a score table: channel, psi, log_psi, p and X_z, X_hat, X_p for each component X there is. The mean and
     deviation leave the draw itself out, so that under the null z is what a new draw's would be.
@@ -20,7 +23,9 @@ def null_channels(evaluation: Evaluation, draw: int = 0) -> pd.DataFrame:
         if name not in evaluation.draws:
             continue
         draws = evaluation.draws[name].double().numpy()
-        one, others = draws[:, draw], np.delete(draws, draw, axis=1)
+        rows, count = np.arange(len(draws)), draws.shape[1]
+        one = draws[rows, (rows + turn) % count]
+        others = draws[rows[:, None], (rows[:, None] + turn + np.arange(1, count)) % count]
         p = (1 + (others >= one[:, None] - TIE).sum(1)) / (others.shape[1] + 1)
         part = calibrate(one, others.mean(1), others.std(1, ddof=1), np.where(np.isnan(one), np.nan, p))
         parts.append(part)

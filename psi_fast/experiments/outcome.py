@@ -105,7 +105,7 @@ def experiment(
             folder = study.folder / store.EXPERIMENTS / name
             about = study.about | {
                 "experiment": name,
-                "options": given,
+                "options": _plain(given),
                 "identity": store.fingerprint(
                     [study.about["identity"], name, _plain(given), store.code_fingerprint(True)]
                 ),
@@ -117,7 +117,7 @@ def experiment(
                 finding = find(study, **options)
             seconds = {k: round(v - before.get(k, 0), 3) for k, v in study.bars.seconds.items() if v > before.get(k, 0)}
             manifest = about | {
-                "options": _plain(given),
+                "claims": len(finding.claims),
                 "images": len(study.subject.images),
                 "versions": versions(),
                 "seconds": seconds,
@@ -135,7 +135,10 @@ def experiment(
 def claim_lines(claims: Sequence[Claim]) -> list[str]:
     """The claims as lines of a Markdown table."""
     lines = ["| what | value | 95 % interval | p | paper | units | how |", "|---|---|---|---|---|---|---|"]
-    return [*lines, *(f"| {' | '.join(claim_cells(one))} | {one.count or ''} | {one.how} |" for one in claims)]
+    for one in claims:
+        cells = [cell.replace("|", "\\|") for cell in (*claim_cells(one), str(one.count or ""), one.how)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def claim_cells(claim: Claim) -> tuple[str, str, str, str, str]:
@@ -192,6 +195,8 @@ def _read(folder: Path, identity: str, name: str, draw: Draw) -> Outcome | None:
             folder / CLAIMS, keep_default_na=False, na_values={c: [""] for c in ("value", "low", "high", "p")}
         )
         claims = [Claim(**{str(key): value for key, value in row.items()}) for row in rows.to_dict("records")]
+        if len(claims) != manifest["claims"]:
+            return None
         return Outcome(pd.read_parquet(folder / TABLE), claims, manifest.pop("text"), name, folder, manifest, draw)
     except (OSError, ValueError, KeyError, pa.ArrowException):
         return None

@@ -1,0 +1,124 @@
+"""Intervals and tests against scipy, scikit-learn and formulas written anew."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from psi_fast.experiments.statistics import (
+    auroc,
+    intraclass,
+    mean,
+    median,
+    overlap,
+    paired,
+    rank_correlation,
+    rate,
+    sign_flip,
+)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_auroc_is_that_of_scikit_learn_ties_included(seed):
+    rng = np.random.default_rng(seed)
+    positive, negative = rng.integers(0, 8, 41) + 1.0, rng.integers(0, 8, 23) * 1.0
+    found = auroc("a", np.append(positive, np.nan), negative, seed=seed)
+    expected = roc_auc_score([1] * 41 + [0] * 23, np.concatenate([positive, negative]))
+    assert found.value == pytest.approx(expected, abs=1e-12)
+    assert found.low < found.value < found.high
+    assert found.p == pytest.approx(stats.mannwhitneyu(positive, negative).pvalue)
+    assert found.count == 64
+
+
+def test_auroc_intervals_cover_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    truth = stats.norm.cdf(1 / np.sqrt(2))
+    hits = 0
+    for number in range(200):
+        found = auroc("a", rng.normal(1, 1, 60), rng.normal(0, 1, 80), seed=number)
+        hits += found.low <= truth <= found.high
+    assert stats.binom.cdf(hits, 200, 0.95) > 0.001
+    assert hits >= 180
+
+
+def test_perfect_and_empty_groups():
+    assert auroc("a", np.array([2.0, 3, 4]), np.array([0.0, 1]), seed=0).value == 1
+    assert np.isnan(auroc("a", np.array([np.nan]), np.array([0.0]), seed=0).value)
+
+
+def test_mean_and_median_with_intervals():
+    values = np.random.default_rng(1).normal(3, 2, 200)
+    found = mean("m", np.append(values, np.nan), seed=0)
+    half = stats.t.ppf(0.975, 199) * values.std(ddof=1) / np.sqrt(200)
+    assert found.value == pytest.approx(values.mean())
+    assert found.low == pytest.approx(values.mean() - half, abs=0.05)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.05)
+    middle = median("m", values, seed=0)
+    assert middle.value == np.median(values)
+    assert middle.low < middle.value < middle.high
+    assert np.isnan(mean("m", np.full(5, 2.0), seed=0).low)
+
+
+def test_rank_correlation_is_spearmans_and_its_interval_fishers():
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=300)
+    y = x + rng.normal(size=300)
+    found = rank_correlation("r", np.append(x, 1.0), np.append(y, np.nan), seed=0)
+    expected = stats.spearmanr(x, y)
+    assert found.value == pytest.approx(expected.statistic)
+    assert found.p == pytest.approx(expected.pvalue)
+    centre, half = np.arctanh(found.value), 1.96 * np.sqrt((1 + found.value**2 / 2) / 297)
+    assert found.low == pytest.approx(np.tanh(centre - half), abs=0.03)
+    assert found.high == pytest.approx(np.tanh(centre + half), abs=0.03)
+    assert np.isnan(rank_correlation("r", np.ones(9), np.arange(9.0), seed=0).value)
+
+
+def test_sign_flips_of_few_differences_are_all_of_them():
+    values = np.array([0.5, 1.5, -0.25, 2.0, 0.75])
+    means = [np.mean(values * signs) for signs in itertools.product([1, -1], repeat=5)]
+    up, down = (
+        np.mean([m >= values.mean() - 1e-12 for m in means]),
+        np.mean([m <= values.mean() + 1e-12 for m in means]),
+    )
+    assert sign_flip(values, seed=0) == pytest.approx(min(1, 2 * min(up, down)))
+    assert sign_flip(np.zeros(5), seed=0) == 1
+    assert np.isnan(sign_flip(np.ones(1), seed=0))
+
+
+def test_sign_flips_are_uniform_under_the_null():
+    rng = np.random.default_rng(3)
+    p = [sign_flip(rng.normal(size=20), seed=number, resamples=299) for number in range(300)]
+    assert stats.kstest(p, "uniform").pvalue > 0.001
+    assert sign_flip(rng.normal(1, 1, 30), seed=0) < 0.01
+
+
+def test_paired_is_the_mean_with_sign_flips():
+    values = np.random.default_rng(4).normal(0.4, 1, 40)
+    found = paired("d", values, seed=0)
+    assert found.value == pytest.approx(values.mean())
+    assert found.p == sign_flip(values, seed=0)
+    assert "sign flips" in found.how
+
+
+def test_intraclass_correlation_of_shrout_and_fleiss():
+    # their table 2: six targets, four judges, ICC(2,1) = .29
+    ratings = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]], float)
+    assert intraclass(ratings) == pytest.approx(0.29, abs=0.005)
+    assert intraclass(np.vstack([ratings, [np.nan, 1, 1, 1]])) == pytest.approx(intraclass(ratings))
+    assert intraclass(np.arange(10.0)[:, None] + np.zeros(3)) == pytest.approx(1)
+    assert np.isnan(intraclass(ratings[:1]))
+
+
+def test_rates_have_wilsons_interval():
+    found = rate("r", 7, 100)
+    z = 1.959964
+    centre = (0.07 + z**2 / 200) / (1 + z**2 / 100)
+    half = z * np.sqrt(0.07 * 0.93 / 100 + z**2 / 40000) / (1 + z**2 / 100)
+    assert (found.value, found.low, found.high) == pytest.approx((0.07, centre - half, centre + half), abs=1e-6)
+    assert np.isnan(rate("r", 0, 0).value)
+
+
+def test_overlap():
+    assert overlap([1, 2, 3, 4], [3, 4, 5, 6]) == 0.5
