@@ -64,6 +64,23 @@ def test_top_patches_are_the_mined_ones(tmp_path, band):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
 
 
+def test_some_channels_are_scored_like_a_run_of_them(tmp_path):
+    own = study(tmp_path, tiny.dead_network(), "3", channels=[4, 0, 1])
+    expected = tiny.score(tiny.dead_network(), "3", channels=[1, 4]).table
+    found = own.evaluation("3", channels=[1, 4])
+    assert list(found.table["channel"]) == [1, 4]
+    np.testing.assert_array_equal(found.table["log_psi"], expected["log_psi"])
+    assert len(own.evaluation("3").table) == 3
+    with pytest.raises(InputError, match="channel 2 of 3 is not of this study"):
+        own.top("3", channels=[1, 2])
+
+
+def test_channels_are_spread_over_the_layer(tmp_path):
+    own = study(tmp_path)
+    assert list(own.spread(tiny.LAYER, 3)) == [0, 2, 5]
+    assert list(own.spread(tiny.LAYER, 99)) == list(range(6))
+
+
 def test_null_draws_are_kept_and_give_the_moments(tmp_path):
     found = study(tmp_path).evaluation(tiny.LAYER)
     assert set(found.draws) == {"S", "Q", "D"}

@@ -154,10 +154,17 @@ class Study:
                 self._surveys = survey(self.subject, self.squares, self.shelf, self.bars, self.said)
         return self._surveys[layer]
 
-    def top(self, layer: str, config: PSIConfig | None = None) -> TopPatches:
-        """The layer's top patches, or its band's; the settings of mining other than these are the study's."""
-        config = config or self.config
-        return self.survey(layer).top(self.channels(layer), config)
+    def spread(self, layer: str, count: int) -> np.ndarray:
+        """`count` of the layer's channels in the study, evenly over them, or all where there are fewer, int64."""
+        ids = self.channels(layer)
+        return ids[np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(np.int64)]
+
+    def top(
+        self, layer: str, config: PSIConfig | None = None, channels: Sequence[int] | np.ndarray | None = None
+    ) -> TopPatches:
+        """The top patches of the layer, or of `channels` of it, or their band's; other settings of mining are the study's."""
+        ids, columns = self._chosen(layer, channels)
+        return self.survey(layer).top(ids, config or self.config, columns)
 
     def boxes(self, layer: str, positions: np.ndarray) -> np.ndarray:
         """Boxes [..., 4] float64 (x0, y0, x1, y1) in px of the decoded squares, of the layer's positions [...]."""
@@ -183,11 +190,18 @@ class Study:
         return rows, index
 
     def patches(
-        self, layer: str, config: PSIConfig | None = None, encoder: Encoder | None = None
+        self,
+        layer: str,
+        config: PSIConfig | None = None,
+        encoder: Encoder | None = None,
+        channels: Sequence[int] | np.ndarray | None = None,
     ) -> tuple[TopPatches, PatchEmbeddings, Background]:
-        """The layer's patches, embedded, and as many random ones as a run has; dead channels have none."""
+        """The patches of the layer, or of `channels` of it, embedded, and as many random ones as a run has.
+
+        Dead channels have none.
+        """
         config = config or self.config
-        top = self.top(layer, config)
+        top = self.top(layer, config, channels)
         images, positions = random_patches(
             RANDOM_POOL, self.tap(layer).positions, len(self.subject.images), config.seed
         )
@@ -203,7 +217,12 @@ class Study:
         return top, PatchEmbeddings(*used_rows(rows, own), torch.from_numpy(top.channels)), background
 
     def evaluation(
-        self, layer: str, config: PSIConfig | None = None, encoder: Encoder | None = None, text: Bank | None = None
+        self,
+        layer: str,
+        config: PSIConfig | None = None,
+        encoder: Encoder | None = None,
+        text: Bank | None = None,
+        channels: Sequence[int] | np.ndarray | None = None,
     ) -> Evaluation:
         """The layer's scores with their null draws, as `psi_fast.score` has them; kept on the shelf.
 
@@ -211,14 +230,16 @@ class Study:
         ----------
         config : settings other than the study's: `top_k`, `band`, and those of `CHANGES`
         encoder, text : another encoder, which then needs its concepts
+        channels : ids of some of the study's; they are centred on the mean of their own patches. Default all
         """
         config = config or self.config
+        ids, _ = self._chosen(layer, channels)
         text = self.text if text is None else text
         about = {
             "network": self.subject.fingerprints["network"],
             "pace": str(self.survey(layer).pace),
             "layer": layer,
-            "channels": self.channels(layer).tolist(),
+            "channels": ids.tolist(),
             "images": self.subject.fingerprints["images"],
             "side": self.squares.side,
             "encoder": self.mark(encoder or self.subject.encoder),
@@ -229,17 +250,23 @@ class Study:
         }
         key = repr(about)
         if key not in self._evaluations:
-            self._evaluations[key] = self._shelved(layer, config, encoder, text, about)
+            self._evaluations[key] = self._shelved(layer, config, encoder, text, ids, about)
         return self._evaluations[key]
 
     def _shelved(
-        self, layer: str, config: PSIConfig, encoder: Encoder | None, text: Bank, about: dict[str, Any]
+        self,
+        layer: str,
+        config: PSIConfig,
+        encoder: Encoder | None,
+        text: Bank,
+        channels: np.ndarray,
+        about: dict[str, Any],
     ) -> Evaluation:
         made: list[Evaluation] = []
 
         def make() -> Evaluation:
             if not made:
-                made.append(self._evaluated(layer, config, encoder, text))
+                made.append(self._evaluated(layer, config, encoder, text, channels))
             return made[0]
 
         def tensors() -> dict[str, torch.Tensor]:
@@ -260,8 +287,10 @@ class Study:
             held.get("centre"),
         )
 
-    def _evaluated(self, layer: str, config: PSIConfig, encoder: Encoder | None, text: Bank) -> Evaluation:
-        top, patches, background = self.patches(layer, config, encoder)
+    def _evaluated(
+        self, layer: str, config: PSIConfig, encoder: Encoder | None, text: Bank, channels: np.ndarray
+    ) -> Evaluation:
+        top, patches, background = self.patches(layer, config, encoder, channels)
         labels = self.subject.images.labels
         return evaluate(
             patches,
@@ -289,6 +318,15 @@ class Study:
     def with_changes(self, **changes: Any) -> PSIConfig:
         """The study's settings with some of `top_k`, `band` and those of CHANGES changed."""
         return replace(self.config, **changes)
+
+    def _chosen(self, layer: str, channels: Sequence[int] | np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of the channels, all of the layer's in the study by default, and their places among these."""
+        held = self.channels(layer)
+        ids = held if channels is None else np.asarray(channels, dtype=np.int64)
+        if len(missing := np.setdiff1d(ids, held)):
+            raise InputError(f"channel {missing[0]} of {layer} is not of this study; give it with --channels")
+        order = np.argsort(held)
+        return ids, order[np.searchsorted(held, ids, sorter=order)]
 
     def _index(self, layer: str) -> int:
         if layer not in self.layers:

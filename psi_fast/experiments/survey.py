@@ -39,11 +39,14 @@ class Survey:
     names: list[str]
     pace: Pace
 
-    def top(self, channels: np.ndarray, config: PSIConfig) -> TopPatches:
-        """The channels' top patches, or those of `config.band`, as `mine` finds them."""
+    def top(self, channels: np.ndarray, config: PSIConfig, columns: np.ndarray | None = None) -> TopPatches:
+        """The top patches of the channels (ids [C]), which are `columns` [C] of these, or those of `config.band`."""
         if config.per_image != 1:
             raise ConfigError(f"experiments take one patch an image, got per_image {config.per_image}; set it to 1")
-        return rank_maxima(self.maxima, self.positions, self.lowest, channels, self.names, config)
+        own = slice(None) if columns is None else columns
+        return rank_maxima(
+            self.maxima[:, own], self.positions[:, own], self.lowest[own], channels, self.names, config
+        )
 
 
 def survey(
