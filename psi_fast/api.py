@@ -110,6 +110,7 @@ def score(
         device=device,
         max_images=max_images,
         skip_unreadable=skip_unreadable,
+        bank=bank,
         bank_side=bank_side,
         bars=bars,
     )
@@ -122,7 +123,7 @@ def score(
 
     def from_images() -> tuple[Scores, dict[str, torch.Tensor]]:
         with bars.stage("decoding"):
-            squares = subject.squares(bank, bank_side, bars)
+            squares = subject.squares(bars)
         return run(Inputs(subject, squares, text, said), about, bars)
 
     if folder is None:

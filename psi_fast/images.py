@@ -1,24 +1,20 @@
 """Images in a fixed order, decoded when asked for: from a folder, a zip, tar shards or a Dataset."""
 
+import copy
 import hashlib
 import io
-import operator
 import os
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from psi_fast.errors import ConfigError, InputError
 from psi_fast.image_trees import BROKEN, ImageTree, open_tree, reason
 from psi_fast.progress import Progress
-
-_SAMPLED = 64  # items of a Dataset that go into its fingerprint
 
 
 class ImageSet:
@@ -39,7 +35,8 @@ class ImageSet:
     warnings : iterable of str
         What a report should say about the source.
     lasting : bool
-        The stamps tell all of the content, so that what was made of the images can be found again by the fingerprint.
+        The stamps tell all of the content, so that what was made of the images can be found again by the fingerprint. Of a
+        Dataset only its decoded images do: see `Subject`.
 
     Attributes
     ----------
@@ -108,6 +105,13 @@ class ImageSet:
             lasting=self.lasting,
         )
 
+    def stamped(self, stamps: Sequence[str]) -> "ImageSet":
+        """The same images with other `stamps`."""
+        again = copy.copy(self)
+        again._stamps = list(stamps)
+        again.fingerprint = again._digest()
+        return again
+
     def _digest(self) -> str:
         digest = hashlib.sha256()
         labels: Iterable[Any] = [""] * len(self) if self.labels is None else self.labels
@@ -160,7 +164,7 @@ def open_images(
     for name, value, low in (("max_images", max_images, 1), ("seed", seed, 0)):
         if (value is not None or name == "seed") and (type(value) is not int or value < low):
             raise ConfigError(f"{name} must be a whole number of at least {low}, got {value!r}")
-    from psi_fast import hf_datasets, tar_shards  # which make ImageSets
+    from psi_fast import hf_datasets, map_datasets, tar_shards  # which make ImageSets
 
     if isinstance(source, (str, os.PathLike)) and tar_shards.names_shards(os.fspath(source)):
         images = tar_shards.open_shards(os.fspath(source), progress)
@@ -170,13 +174,9 @@ def open_images(
         images = _from_tree(open_tree(Path(source)))
     elif isinstance(source, ImageSet):
         images = source
-    elif hasattr(source, "__len__") and hasattr(source, "__getitem__"):
-        return _subset(_from_dataset(source, skip_unreadable, progress), max_images, seed)
     else:
-        raise InputError(
-            f"images must be a folder, a zip or a map-style Dataset (with len() and [i]), got {type(source).__name__}"
-        )
-    return _subset(_readable(images, progress) if skip_unreadable else images, max_images, seed)
+        return _subset(map_datasets.open_items(source, skip_unreadable, progress), max_images, seed)
+    return _subset(readable(images, progress) if skip_unreadable else images, max_images, seed)
 
 
 def _subset(images: ImageSet, count: int | None, seed: int) -> ImageSet:
@@ -204,7 +204,7 @@ def _subset(images: ImageSet, count: int | None, seed: int) -> ImageSet:
     return images.take(np.sort(np.concatenate(rows)).tolist())
 
 
-def _readable(images: ImageSet, progress: Progress) -> ImageSet:
+def readable(images: ImageSet, progress: Progress) -> ImageSet:
     """`images` without those that cannot be decoded."""
 
     def problem(name: str) -> str | None:
@@ -252,123 +252,3 @@ def _from_tree(tree: ImageTree) -> ImageSet:
         class_keys=tree.class_keys,
         warnings=tree.warnings,
     )
-
-
-class _Items:
-    """A user's Dataset, read under a lock."""
-
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-        self._lock = threading.Lock()
-
-    def image(self, name: str) -> Image.Image:
-        with self._lock:
-            image = _to_pil(_split(self._dataset[int(name)], name)[0], name)
-            image.load()
-            return image
-
-    def label(self, name: str) -> int | None:
-        try:
-            with self._lock:
-                value = _split(self._dataset[int(name)], name)[1]
-        except InputError:
-            raise
-        except BROKEN as error:
-            raise InputError(
-                f"cannot read item {name}: {reason(error)}; pass skip_unreadable=True (--skip-unreadable)"
-            ) from error
-        if value is None:
-            return None
-        try:
-            return operator.index(_no_bool(value))
-        except (TypeError, RuntimeError, ValueError) as error:
-            raise InputError(f"label of item {name} must be a whole number, got {_describe(value)}") from error
-
-    def labels(self, names: list[str], sample: list[str]) -> np.ndarray | None:
-        """int64 [N], or None when the items are images alone."""
-        known = {name: self.label(name) for name in sample}
-        if None in known.values():
-            if set(known.values()) != {None}:
-                raise InputError("some items have a label and some have none; give all of them one, or none")
-            return None
-        targets = getattr(self._dataset, "targets", None)
-        if targets is not None and len(targets) == len(self._dataset):
-            values = np.asarray(targets)
-            # A target_transform makes items differ from `targets`; the items are what counts.
-            if values.dtype.kind in "iu" and values.ndim == 1 and all(values[int(n)] == known[n] for n in sample):
-                return values[[int(n) for n in names]].astype(np.int64)
-        values = [known[n] if n in known else self.label(n) for n in names]
-        if None in values:
-            raise InputError(f"item {names[values.index(None)]} has no label, others have one; give all of them one")
-        return np.asarray(values, dtype=np.int64)
-
-
-def _from_dataset(dataset: Any, skip_unreadable: bool, progress: Progress) -> ImageSet:
-    items = _Items(dataset)
-    try:
-        names = [str(i) for i in range(len(dataset))]
-    except TypeError as error:  # torch's IterableDataset has __getitem__ and a __len__ that raises
-        raise InputError(f"{type(dataset).__name__} has no length; pass a map-style Dataset") from error
-    if not names:
-        raise InputError(f"{type(dataset).__name__} holds no images; pass a Dataset with at least one item")
-    images = ImageSet(names, items.image, [""] * len(names), lasting=False)
-    if skip_unreadable:
-        images = _readable(images, progress)
-    sampled = min(len(images), _SAMPLED)
-    sample = [i * len(images) // sampled for i in range(sampled)]
-    digest = hashlib.sha256(str(len(names)).encode())
-    for i in sample:
-        image = images.load(i)
-        digest.update(repr(image.size).encode() + image.tobytes())
-    labels = items.labels(images.names, [images.names[i] for i in sample])
-    keys = None
-    if labels is not None:
-        values, labels = np.unique(labels, return_inverse=True)
-        keys = [str(v) for v in values]
-    stamps = [digest.hexdigest()] * len(images)
-    return ImageSet(
-        images.names, items.image, stamps, labels=labels, class_names=keys, warnings=images.warnings, lasting=False
-    )
-
-
-def _split(item: Any, name: str) -> tuple[Any, Any]:
-    """(image, label or None) of a Dataset's item."""
-    if not isinstance(item, (tuple, list)):
-        return item, None
-    if len(item) not in (1, 2):
-        raise InputError(
-            f"item {name} is a {type(item).__name__} of {len(item)}; pass (image, label) or an image alone"
-        )
-    return item[0], item[1] if len(item) == 2 else None
-
-
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) is torch.bool:
-        raise TypeError("true and false are no class indices")
-    return value
-
-
-def _to_pil(value: Any, name: str) -> Image.Image:
-    if isinstance(value, Image.Image):
-        return value
-    if isinstance(value, torch.Tensor) and value.ndim == 3 and value.shape[0] == 3 and value.numel():
-        if value.is_floating_point() and value.min() >= 0 and value.max() <= 1:  # false for NaN
-            value = (value * 255).round().to(torch.uint8)
-        if value.dtype == torch.uint8:
-            return Image.fromarray(value.permute(1, 2, 0).contiguous().cpu().numpy())
-    grey_or_rgb = isinstance(value, np.ndarray) and (value.ndim == 2 or (value.ndim == 3 and value.shape[2] == 3))
-    if grey_or_rgb and value.dtype == np.uint8 and value.size:
-        return Image.fromarray(np.ascontiguousarray(value))
-    raise InputError(
-        f"image of item {name} is {_describe(value)}; pass PIL images, uint8 arrays [H, W] or [H, W, 3], uint8 tensors "
-        "[3, H, W], or float tensors [3, H, W] within 0..1 (leave Normalize out of the transform)"
-    )
-
-
-def _describe(value: Any) -> str:
-    if not isinstance(value, (np.ndarray, torch.Tensor)):
-        return f"{type(value).__name__} {value!r:.40}" if isinstance(value, (int, float, str)) else type(value).__name__
-    kind = "tensor" if isinstance(value, torch.Tensor) else "array"
-    numbers = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
-    span = f" within {numbers.min():.3g}..{numbers.max():.3g}" if numbers.size and numbers.dtype.kind in "fiu" else ""
-    return f"a {numbers.dtype} {kind} {list(numbers.shape)}{span}"

@@ -18,12 +18,13 @@ from psi_fast.encoders.text_head import TextHead, load_text_head
 from psi_fast.environment import pick_backend, pick_device
 from psi_fast.errors import InputError
 from psi_fast.forward import Pace
-from psi_fast.image_bank import ImageBank, open_bank
-from psi_fast.image_stream import STREAM, ImageStream, open_stream
+from psi_fast.image_bank import ImageBank, side_for
+from psi_fast.image_stream import ImageStream
 from psi_fast.images import ImageSet, open_images
 from psi_fast.networks import Network, load_network
 from psi_fast.progress import Progress
 from psi_fast.results import Bank
+from psi_fast.squares import open_squares, with_content
 from psi_fast.text_banks import concept_bank, head_bank
 from psi_fast.trial import choose_pace
 from psi_fast.validation import read_channels, read_layers, require_pairwise
@@ -37,6 +38,8 @@ SETTINGS_WITHOUT_EFFECT = ("batch_size", "backend")
 class Subject:
     """Tapped layers with the channels [C] int64 of each, images, encoder and settings, all of them loaded and checked.
 
+    bank, side : where the images' squares are kept, as `score` takes `bank`, and their side in px
+    decoded : these squares, of images whose content only they tell (a Dataset's)
     fingerprints : what tells this subject's results from another's, by name
     """
 
@@ -44,6 +47,9 @@ class Subject:
     taps: Sequence[ActivationTap]
     channels: Sequence[np.ndarray]
     images: ImageSet
+    bank: str | Path | None
+    side: int
+    decoded: ImageBank | ImageStream | None
     encoder: Encoder
     words: Vocabulary | None
     head: TextHead | None
@@ -68,13 +74,12 @@ class Subject:
             "fingerprints": self.fingerprints,
         }
 
-    def squares(self, bank: str | Path | None, side: int | None, bars: Progress) -> ImageBank | ImageStream:
-        """The images decoded, as `score` takes `bank` and `bank_side`."""
-        largest = max(self.network.preprocess.resize, self.encoder.preprocess.resize)
-        if bank == STREAM:
-            return open_stream(self.images, largest, side=side)
-        place = None if bank is None else Path(bank)
-        return open_bank(self.images, largest, folder=place, side=side, progress=bars).to(self.device)
+    def squares(self, bars: Progress) -> ImageBank | ImageStream:
+        """The images decoded, in a GPU's memory if they fit well."""
+        held = self.decoded
+        if held is None:
+            held = open_squares(self.images, self.bank, self.side, bars)
+        return held.to(self.device) if isinstance(held, ImageBank) else held
 
     def concepts(self, bars: Progress) -> tuple[Bank, list[str]]:
         """The concepts as the encoder and the head, if there is one, embed them, and what a reader of the results must know."""
@@ -106,6 +111,7 @@ def open_subject(
     device: str,
     max_images: int | None,
     skip_unreadable: bool,
+    bank: str | Path | None,
     bank_side: int | None,
     bars: Progress,
 ) -> Subject:
@@ -136,6 +142,12 @@ def open_subject(
         encoder = load_encoder(encoder).to(where)
         head = None if text_head is None else load_text_head(text_head).to(where)
         words = None if vocabulary is None else load_vocabulary(vocabulary)
+    side = side_for(source, max(network.preprocess.resize, encoder.preprocess.resize), bank_side)
+    decoded = None
+    if not source.lasting:
+        with bars.stage("decoding"):
+            decoded = open_squares(source, bank, side, bars)
+            source = with_content(source, decoded, bars)
     mark = network.fingerprint()
     with bars.stage("trial of precisions"):
         pace = choose_pace(taps, config.precision, mark)
@@ -152,5 +164,6 @@ def open_subject(
         "backend": backend,
     }
     return Subject(
-        *(network, taps, chosen, source, encoder, words, head, pace, config, where), fingerprints=fingerprints
+        *(network, taps, chosen, source, bank, side, decoded, encoder, words, head, pace, config, where),
+        fingerprints=fingerprints,
     )

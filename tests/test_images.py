@@ -1,12 +1,10 @@
-"""Decoding, fingerprints, subsets and Datasets."""
+"""Decoding, fingerprints and subsets."""
 
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import torch
 from image_helpers import message, pack, paint
 from PIL import Image
 
@@ -79,22 +77,6 @@ def test_fingerprint_changes_with_content_names_and_subset(image_folder, tmp_pat
     assert len(set(seen)) == len(seen)
 
 
-def test_fingerprint_of_a_dataset_follows_pixels_labels_and_length():
-    pixels = np.zeros((3, 4, 4, 3), dtype=np.uint8)
-    other = pixels.copy()
-    other[2, 3, 3, 2] = 1
-    sets = [
-        list(zip(pixels, (0, 1, 0), strict=True)),
-        list(zip(other, (0, 1, 0), strict=True)),
-        list(zip(pixels, (0, 1, 1), strict=True)),
-        list(zip(pixels, (0, 1, 2), strict=True)),
-        list(zip(pixels[:2], (0, 1), strict=True)),
-        list(pixels),
-    ]
-    assert len({open_images(s).fingerprint for s in sets}) == len(sets)
-    assert open_images(sets[0]).fingerprint == open_images(list(sets[0])).fingerprint
-
-
 # ---- subsets
 
 
@@ -165,140 +147,3 @@ def test_settings_out_of_range(setting):
     said = message(open_images, labelled([3]), error=ConfigError, **setting)
     assert next(iter(setting)) in said
     assert repr(next(iter(setting.values()))) in said
-
-
-# ---- Datasets
-
-
-GREY = np.arange(12, dtype=np.uint8).reshape(3, 4)
-RGB = np.stack([GREY, GREY + 50, GREY + 100], axis=2)
-
-
-@pytest.mark.parametrize(
-    ("item", "expected"),
-    [
-        (Image.fromarray(RGB), RGB),
-        (RGB, RGB),
-        (GREY, np.stack([GREY] * 3, axis=2)),
-        (torch.from_numpy(RGB).permute(2, 0, 1), RGB),
-        (torch.from_numpy(RGB).permute(2, 0, 1) / 255, RGB),
-        ((torch.from_numpy(RGB).permute(2, 0, 1) / 255).to(torch.float64), RGB),
-    ],
-    ids=["pil", "array-rgb", "array-grey", "tensor-uint8", "tensor-float", "tensor-double"],
-)
-def test_dataset_images(item, expected):
-    for items in ([item], [(item, 3)]):
-        images = open_images(items)
-        assert images.names == ["0"]
-        assert images.load(0).mode == "RGB"
-        np.testing.assert_array_equal(np.asarray(images.load(0)), expected)
-
-
-@pytest.mark.parametrize(
-    ("item", "came"),
-    [
-        (torch.full((3, 4, 4), -1.5), "a float32 tensor [3, 4, 4] within -1.5..-1.5"),
-        (torch.full((3, 4, 4), 2.0), "a float32 tensor [3, 4, 4] within 2..2"),
-        (torch.full((3, 4, 4), float("nan")), "a float32 tensor [3, 4, 4]"),
-        (torch.zeros(1, 4, 4), "a float32 tensor [1, 4, 4]"),
-        (np.zeros((4, 4, 3)), "a float64 array [4, 4, 3]"),
-        (np.zeros((4, 4, 4), dtype=np.uint8), "a uint8 array [4, 4, 4]"),
-        ("cat.png", "str 'cat.png'"),
-        ({"image": GREY}, "dict"),
-    ],
-    ids=["normalised", "above-one", "nan", "one-channel", "float-array", "four-channels", "path", "dict"],
-)
-@pytest.mark.parametrize("skip", [False, True])
-def test_dataset_images_that_are_refused(item, came, skip):
-    said = message(open_images, [GREY, item], skip_unreadable=skip)
-    assert f"item 1 is {came}" in said
-    assert "uint8 arrays [H, W]" in said
-
-
-class Counting:
-    """A Dataset with `targets` that counts how often an item is read."""
-
-    def __init__(self, targets, shift=0):
-        self.targets = targets
-        self.shift = shift
-        self.reads = 0
-
-    def __len__(self):
-        return 500
-
-    def __getitem__(self, index):
-        self.reads += 1
-        return GREY, index % 3 * 10 + self.shift
-
-
-@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
-def test_targets_spare_a_pass_over_the_dataset(kind):
-    dataset = Counting(kind([i % 3 * 10 for i in range(500)]))
-    images = open_images(dataset)
-    assert images.labels.tolist() == [i % 3 for i in range(500)]
-    assert images.class_names == images.class_keys == ["0", "10", "20"]
-    assert dataset.reads < 200
-
-
-@pytest.mark.parametrize("targets", [None, [1, 2], [0] * 500, ["a"] * 500], ids=["none", "short", "wrong", "text"])
-def test_items_decide_when_targets_do_not_fit(targets):
-    images = open_images(Counting(targets, shift=1))
-    assert images.labels.tolist() == [i % 3 for i in range(500)]
-    assert images.class_names == ["1", "11", "21"]
-
-
-@pytest.mark.parametrize("label", [3, np.int32(3), torch.tensor(3)], ids=["int", "numpy", "tensor"])
-def test_integer_labels(label):
-    images = open_images([(GREY, label), (GREY, 1)])
-    assert images.labels.tolist() == [1, 0]
-    assert images.class_keys == ["1", "3"]
-
-
-@pytest.mark.parametrize("label", [1.0, "cat", True, np.zeros(2), torch.tensor(0.5), torch.tensor(True)], ids=repr)
-def test_other_labels_are_refused(label):
-    assert "label of item 1 must be a whole number" in message(open_images, [(GREY, 0), (GREY, label)])
-
-
-def test_dataset_of_other_shapes_is_refused():
-    assert "item 0 is a tuple of 3" in message(open_images, [(GREY, 0, 0)])
-    assert "some items have a label and some have none" in message(open_images, [(GREY, 0), GREY])
-    assert "list holds no images" in message(open_images, [])
-    assert "got int" in message(open_images, 7)
-    stream = type("Stream", (torch.utils.data.IterableDataset,), {"__iter__": lambda self: iter(())})
-    assert "map-style Dataset" in message(open_images, stream())
-
-
-def test_dataset_is_read_by_one_thread_at_a_time():
-    class Fragile(Counting):
-        inside = 0
-        clashes = 0
-
-        def __getitem__(self, index):
-            self.inside += 1
-            self.clashes += self.inside > 1
-            time.sleep(0.001)
-            self.inside -= 1
-            return super().__getitem__(index)
-
-    dataset = Fragile([i % 3 * 10 for i in range(500)])
-    images = open_images(dataset)
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        list(pool.map(images.load, range(40)))
-    assert dataset.clashes == 0
-
-
-def test_dataset_items_that_fail_are_named_or_skipped():
-    class Failing(Counting):
-        def __getitem__(self, index):
-            if index in (5, 400):
-                raise OSError("disk\ngone")
-            return super().__getitem__(index)
-
-    said = message(open_images, Failing(None))
-    assert "item 5" in said
-    assert "disk gone" in said
-    images = open_images(Failing(None), skip_unreadable=True)
-    assert len(images) == len(images.labels) == 498
-    assert images.names[5] == "6"
-    assert images.warnings == ["skipped 2 unreadable images: 5, 400"]
-    assert images.labels[5] == 0

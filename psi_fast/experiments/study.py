@@ -82,6 +82,7 @@ class Study:
             device=device,
             max_images=max_images,
             skip_unreadable=skip_unreadable,
+            bank=bank,
             bank_side=bank_side,
             bars=self.bars,
         )
@@ -91,7 +92,6 @@ class Study:
         self.shelf = Shelf(self.folder / SHARED)
         self.said: list[str] = []
         """What a reader of the results must know, as it turns up."""
-        self._bank, self._bank_side = bank, bank_side
         self._marks: dict[int, tuple[Encoder, str]] = {}
         self._surveys: dict[str, Survey] = {}
         self._evaluations: dict[str, Evaluation] = {}
@@ -105,7 +105,7 @@ class Study:
     def squares(self) -> ImageBank | ImageStream:
         """The images, decoded."""
         with self.bars.stage("decoding"):
-            return self.subject.squares(self._bank, self._bank_side, self.bars)
+            return self.subject.squares(self.bars)
 
     @cached_property
     def text(self) -> Bank:

@@ -44,9 +44,7 @@ class Survey:
         if config.per_image != 1:
             raise ConfigError(f"experiments take one patch an image, got per_image {config.per_image}; set it to 1")
         own = slice(None) if columns is None else columns
-        return rank_maxima(
-            self.maxima[:, own], self.positions[:, own], self.lowest[own], channels, self.names, config
-        )
+        return rank_maxima(self.maxima[:, own], self.positions[:, own], self.lowest[own], channels, self.names, config)
 
 
 def survey(

@@ -1,0 +1,187 @@
+"""Map-style Datasets as images: any object with a length whose items are an image, with a label or without."""
+
+import operator
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import IterableDataset, Subset
+
+from psi_fast.errors import InputError
+from psi_fast.image_trees import reason
+from psi_fast.images import ImageSet, readable
+from psi_fast.progress import Progress
+
+SAMPLED = 64
+"""Items that are read at once: a Dataset that cannot be used is told early, and one whose items differ from its `targets`."""
+
+
+def open_items(dataset: Any, skip_unreadable: bool, progress: Progress) -> ImageSet:
+    """The items of a Dataset, in its order; its fingerprint tells names and labels, not pixels.
+
+    Labels come from `targets` where the items agree with it, also through a `Subset`; else every item is read for its own.
+
+    Parameters
+    ----------
+    dataset
+        As `open_images` takes one. Its items are read under a lock, because its code may not be made for threads.
+    skip_unreadable
+        Read every item now, and leave out those that raise.
+    progress
+        Shows how far that is.
+
+    Raises
+    ------
+    InputError
+        It is no map-style Dataset, is empty, or an item is not what `open_images` takes.
+    """
+    names = [str(i) for i in range(_length(dataset))]
+    items = _Items(dataset)
+    images = ImageSet(names, items.image, [""] * len(names), lasting=False)
+    if skip_unreadable:
+        images = readable(images, progress)
+    count = min(len(images), SAMPLED)
+    for i in range(count):
+        images.load(i * len(images) // count)
+    labels = _labels(images, items, _targets(dataset), progress)
+    if labels is None:
+        return images
+    values, labels = np.unique(labels, return_inverse=True)
+    return ImageSet(
+        images.names,
+        items.image,
+        [""] * len(images),
+        labels=labels,
+        class_names=[str(value) for value in values],
+        warnings=images.warnings,
+        lasting=False,
+    )
+
+
+class _Items:
+    """A user's Dataset, read under a lock.
+
+    labels : of the items read so far, by name
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.labels: dict[str, int | None] = {}
+        self._dataset = dataset
+        self._lock = threading.Lock()
+
+    def image(self, name: str) -> Image.Image:
+        """The image of an item; ValueError for one that raises, InputError for one of another kind."""
+        with self._lock:
+            try:
+                image, label = _parts(self._dataset[int(name)], name)
+                image = _to_pil(image, name)
+                image.load()
+            except InputError:
+                raise
+            except Exception as error:  # a Dataset is a user's code, and raises what it likes
+                what = ": ".join(dict.fromkeys((type(error).__name__, reason(error))))
+                raise ValueError(f"item {name} of {type(self._dataset).__name__} raised {what}") from error
+            self.labels[name] = _label(label, name)
+            return image
+
+
+def _length(dataset: Any) -> int:
+    kind = type(dataset).__name__
+    if isinstance(dataset, IterableDataset):
+        raise InputError(
+            f"{kind} is an IterableDataset, whose items have no numbers; pass a map-style Dataset (with len() and [i]), such as "
+            "a list of its items"
+        )
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise InputError(f"images must be a folder, a zip or a map-style Dataset (with len() and [i]), got {kind}")
+    try:
+        count = len(dataset)
+    except Exception as error:  # as for its items
+        raise InputError(f"{kind} has no length ({reason(error)}); pass a map-style Dataset") from error
+    if not count:
+        raise InputError(f"{kind} holds no images; pass a Dataset with at least one item")
+    return count
+
+
+def _labels(images: ImageSet, items: _Items, targets: np.ndarray | None, progress: Progress) -> np.ndarray | None:
+    """int64 [N], or None when the items are images alone."""
+    seen = dict(items.labels)
+    if None in seen.values():
+        if set(seen.values()) != {None}:
+            raise InputError("some items have a label and some have none; give all of them one, or none")
+        return None
+    # A target_transform makes items differ from `targets`; the items are what counts.
+    if targets is not None and all(targets[int(name)] == label for name, label in seen.items()):
+        return targets[[int(name) for name in images.names]]
+    rest = [i for i, name in enumerate(images.names) if name not in seen]
+    with progress.bar("reading labels", len(rest), "img") as bar:
+        for i in rest:
+            images.load(i)
+            bar.update()
+    values = [items.labels[name] for name in images.names]
+    if None in values:
+        raise InputError(f"item {images.names[values.index(None)]} has no label, others have one; give all of them one")
+    return np.asarray(values, dtype=np.int64)
+
+
+def _targets(dataset: Any) -> np.ndarray | None:
+    """The labels that a Dataset lists beside its items, int64 [N], also through a Subset; None where it lists none."""
+    try:
+        if isinstance(dataset, Subset):
+            held = _targets(dataset.dataset)
+            return None if held is None else held[np.asarray(dataset.indices, dtype=np.int64)]
+        values = np.asarray(getattr(dataset, "targets", None))
+    except (TypeError, ValueError, IndexError):  # lists of another kind, which the items then decide over
+        return None
+    whole = values.dtype.kind in "iu" and values.shape == (len(dataset),)
+    return values.astype(np.int64) if whole else None
+
+
+def _parts(item: Any, name: str) -> tuple[Any, Any]:
+    """(image, label or None) of a Dataset's item."""
+    if not isinstance(item, (tuple, list)):
+        return item, None
+    if len(item) not in (1, 2):
+        raise InputError(
+            f"item {name} is a {type(item).__name__} of {len(item)}; pass (image, label) or an image alone"
+        )
+    return item[0], item[1] if len(item) == 2 else None
+
+
+def _label(value: Any, name: str) -> int | None:
+    if value is None:
+        return None
+    try:
+        if isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) is torch.bool:
+            raise TypeError("true and false are no class indices")
+        return operator.index(value)
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise InputError(f"label of item {name} must be a whole number, got {_describe(value)}") from error
+
+
+def _to_pil(value: Any, name: str) -> Image.Image:
+    if isinstance(value, Image.Image):
+        return value
+    if isinstance(value, torch.Tensor) and value.ndim == 3 and value.shape[0] == 3 and value.numel():
+        if value.is_floating_point() and value.min() >= 0 and value.max() <= 1:  # false for NaN
+            value = (value * 255).round().to(torch.uint8)
+        if value.dtype == torch.uint8:
+            return Image.fromarray(value.permute(1, 2, 0).contiguous().cpu().numpy())
+    grey_or_rgb = isinstance(value, np.ndarray) and (value.ndim == 2 or (value.ndim == 3 and value.shape[2] == 3))
+    if grey_or_rgb and value.dtype == np.uint8 and value.size:
+        return Image.fromarray(np.ascontiguousarray(value))
+    raise InputError(
+        f"image of item {name} is {_describe(value)}; pass PIL images, uint8 arrays [H, W] or [H, W, 3], uint8 tensors "
+        "[3, H, W], or float tensors [3, H, W] within 0..1 (leave Normalize out of the transform)"
+    )
+
+
+def _describe(value: Any) -> str:
+    if not isinstance(value, (np.ndarray, torch.Tensor)):
+        return f"{type(value).__name__} {value!r:.40}" if isinstance(value, (int, float, str)) else type(value).__name__
+    kind = "tensor" if isinstance(value, torch.Tensor) else "array"
+    numbers = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+    span = f" within {numbers.min():.3g}..{numbers.max():.3g}" if numbers.size and numbers.dtype.kind in "fiu" else ""
+    return f"a {numbers.dtype} {kind} {list(numbers.shape)}{span}"
