@@ -8,7 +8,10 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from psi_fast.experiments.statistics import (
+    RESAMPLES,
     auroc,
+    aurocs,
+    contrast,
     intraclass,
     mean,
     median,
@@ -122,3 +125,46 @@ def test_rates_have_wilsons_interval():
 
 def test_overlap():
     assert overlap([1, 2, 3, 4], [3, 4, 5, 6]) == 0.5
+
+
+def test_aurocs_share_their_resamples():
+    rng = np.random.default_rng(5)
+    positive, negative = rng.normal(0.5, 1, (40, 3)), rng.normal(0, 1, (30, 3))
+    positive[:, 1] = positive[:, 0] ** 3  # ranks alike
+    negative[:, 1] = negative[:, 0] ** 3
+    positive[:, 2], negative[:, 2] = positive[:, 2].round(), negative[:, 2].round()  # ties
+    claims, samples = aurocs(["a", "b", "c"], np.vstack([positive, [np.nan, 1, 1]]), negative, seed=0)
+    for column, claim in enumerate(claims):
+        alone = auroc("abc"[column], positive[:, column], negative[:, column], seed=0)
+        assert claim == alone
+        expected = roc_auc_score([1] * 40 + [0] * 30, np.concatenate([positive[:, column], negative[:, column]]))
+        assert claim.value == pytest.approx(expected, abs=1e-12)
+    np.testing.assert_array_equal(samples[:, 0], samples[:, 1])
+    assert samples.shape == (RESAMPLES, 3)
+    nothing, none = aurocs(["a"], np.empty((0, 1)), negative[:, :1], seed=0)
+    assert np.isnan(nothing[0].value)
+    assert np.isnan(none).all()
+
+
+def test_a_bootstrap_of_aurocs_has_the_spread_of_delong():
+    rng = np.random.default_rng(6)
+    positive, negative = rng.normal(1, 1, 150), rng.normal(0, 1, 100)
+    _, samples = aurocs(["a"], positive[:, None], negative[:, None], seed=0)
+    wins = (positive[:, None] > negative).astype(float)
+    variance = wins.mean(1).var(ddof=1) / 150 + wins.mean(0).var(ddof=1) / 100  # DeLong, DeLong and Clarke-Pearson 1988
+    assert samples.std() == pytest.approx(np.sqrt(variance), rel=0.08)
+
+
+def test_a_contrast_of_nothing_has_uniform_p():
+    rng = np.random.default_rng(7)
+    found = []
+    for number in range(100):
+        positive = rng.normal(1, 1, (50, 2))  # two values equally good
+        claims, samples = aurocs(["a", "b"], positive, rng.normal(0, 1, (60, 2)), seed=number)
+        one = contrast("d", claims[0].value - claims[1].value, samples[:, 0] - samples[:, 1], 110)
+        assert one.low < one.value < one.high
+        found.append(one.p)
+    assert stats.kstest(found, "uniform").pvalue > 0.001
+    sure = contrast("d", 1.0, np.linspace(0.5, 1.5, 2000), 9)
+    assert sure.p == pytest.approx(2 / 2001)
+    assert contrast("d", 0.0, np.zeros(2000), 9).p == 1

@@ -1,11 +1,12 @@
 """The paper's experiments, its open questions, and the ground truth it lacks: each a function of a Study."""
 
+from psi_fast.experiments.ablation import ablation
 from psi_fast.experiments.outcome import Finding, Outcome
 from psi_fast.experiments.separation import separation
 from psi_fast.experiments.statistics import Claim
 from psi_fast.experiments.study import Study
 
-__all__ = ["EXPERIMENTS", "Claim", "Finding", "Outcome", "Study", "separation"]
+__all__ = ["EXPERIMENTS", "Claim", "Finding", "Outcome", "Study", "ablation", "separation"]
 
-EXPERIMENTS = {"separation": separation}
+EXPERIMENTS = {"separation": separation, "ablation": ablation}
 """By the name of the command."""

@@ -29,11 +29,14 @@ PANEL = (3.2, 2.6)
 
 
 @contextmanager
-def panels(count: int, *, width: float = PANEL[0], height: float = PANEL[1]) -> Iterator[tuple["Figure", list["Axes"]]]:
-    """A figure with `count` panels in a row, drawn in the project's style and without a screen."""
+def panels(
+    count: int, *, rows: int = 1, width: float = PANEL[0], height: float = PANEL[1]
+) -> Iterator[tuple["Figure", list["Axes"]]]:
+    """A figure with `count` panels in one or more rows, drawn in the project's style and without a screen."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width * count, height), layout="constrained")
-        yield figure, [figure.add_subplot(1, count, number + 1) for number in range(count)]
+        columns = -(-count // rows)
+        figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+        yield figure, [figure.add_subplot(rows, columns, number + 1) for number in range(count)]

@@ -40,27 +40,55 @@ def auroc(name: str, positive: np.ndarray, negative: np.ndarray, *, seed: int, p
     The interval is a percentile bootstrap over both groups (stratified), p that of a two-sided Mann-Whitney test. nan are
     left out.
     """
-    positive, negative = _finite(positive), _finite(negative)
+    columns = (np.asarray(part, dtype=np.float64)[:, None] for part in (positive, negative))
+    (found,), _ = aurocs([name], *columns, seed=seed, papers=[paper])
+    return found
+
+
+def aurocs(
+    names: Sequence[str], positive: np.ndarray, negative: np.ndarray, *, seed: int, papers: Sequence[str] | None = None
+) -> tuple[list[Claim], np.ndarray]:
+    """`auroc` of many values of the same units, by the same resamples, so that two of them can be compared.
+
+    Parameters
+    ----------
+    names, papers : [v]
+    positive, negative : [n, v] and [m, v] float
+        A unit with nan in any value is left out.
+
+    Returns
+    -------
+    claims : [v]
+    samples : [RESAMPLES, v] float64, nan where a group is empty
+    """
+    positive, negative = (part[np.isfinite(part).all(1)] for part in (positive, negative))
+    n, m, papers = len(positive), len(negative), papers or [""] * len(names)
     how = f"bootstrap over both groups, {RESAMPLES} samples; Mann-Whitney, two-sided"
-    if not len(positive) or not len(negative):
-        return Claim(name, float("nan"), how=how, paper=paper)
-    # ranks among all values stand for them, so that a resampled AUROC is a sum over counts of distinct values
-    values, inverse = np.unique(np.concatenate([positive, negative]), return_inverse=True)
-    up, down = (
-        np.bincount(part, minlength=len(values)) for part in (inverse[: len(positive)], inverse[len(positive) :])
-    )
+    if not n or not m:
+        nothing = [Claim(name, float("nan"), how=how, paper=paper) for name, paper in zip(names, papers, strict=True)]
+        return nothing, np.full((RESAMPLES, len(names)), np.nan)
     rng = np.random.default_rng(seed)
-    samples = [
-        _auroc_of(
-            rng.multinomial(len(positive), up / len(positive)), rng.multinomial(len(negative), down / len(negative))
-        )
-        for _ in range(RESAMPLES)
-    ]
-    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    p = stats.mannwhitneyu(positive, negative).pvalue
-    return Claim(
-        name, _auroc_of(up, down), float(low), float(high), float(p), len(positive) + len(negative), how, paper
+    # how often each unit is in the groups themselves and in each sample of them
+    up, down = (
+        np.vstack([np.ones(count, dtype=np.int64), rng.multinomial(count, np.full(count, 1 / count), RESAMPLES)])
+        for count in (n, m)
     )
+    found = np.stack([_auroc_of(*pair, up, down) for pair in zip(positive.T, negative.T, strict=True)], axis=1)
+    low, high = np.quantile(found[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    p = stats.mannwhitneyu(positive, negative).pvalue
+    claims = [
+        Claim(name, float(found[0, row]), float(low[row]), float(high[row]), float(p[row]), n + m, how, papers[row])
+        for row, name in enumerate(names)
+    ]
+    return claims, found[1:]
+
+
+def contrast(name: str, value: float, samples: np.ndarray, count: int) -> Claim:
+    """A difference of two numbers from the same resamples: its bootstrap interval and two-sided p from `samples` [r] of it."""
+    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    beyond = min((samples <= 0).sum(), (samples >= 0).sum())
+    p = np.nan if np.isnan(value) else min(1.0, 2 * (1 + beyond) / (1 + len(samples)))
+    return Claim(name, value, float(low), float(high), float(p), count, f"bootstrap, {len(samples)} samples, two-sided")
 
 
 def mean(
@@ -160,10 +188,17 @@ def overlap(a: Sequence[int], b: Sequence[int]) -> float:
     return len(set(a) & set(b)) / max(len(set(a)), 1)
 
 
-def _auroc_of(up: np.ndarray, down: np.ndarray) -> float:
-    """The AUROC of two groups from how many of each [v] lie at each of the ascending distinct values."""
-    below = np.cumsum(down) - down
-    return float((up * (below + down / 2)).sum() / (up.sum() * down.sum()))
+def _auroc_of(positive: np.ndarray, negative: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
+    """The AUROCs [r] of r groups: `up` [r, n] and `down` [r, m] say how often each unit is in them."""
+    values = np.concatenate([positive, negative])
+    order = np.argsort(values)
+    first = np.flatnonzero(np.diff(values[order], prepend=-np.inf))  # of each distinct value
+    above, below = (
+        np.add.reduceat(part[:, order], first, axis=1)
+        for part in (np.pad(up, ((0, 0), (0, len(negative)))), np.pad(down, ((0, 0), (len(positive), 0))))
+    )
+    lower = np.cumsum(below, axis=1) - below
+    return (above * (lower + below / 2)).sum(1) / (len(positive) * len(negative))
 
 
 def _interval(
