@@ -60,7 +60,7 @@ def score(
         them. Several are read in one pass over the images, and each is scored as it would be alone.
     images : path or map-style dataset of (image, label)
         Tiny-ImageNet's tree as a folder or zip, an ImageFolder, a folder of images, WebDataset shards ("shard-{00..99}.tar"
-        or a folder of them), or a dataset.
+        or a folder of them), a Hugging Face dataset (an id, parquet files or a saved folder), or a dataset.
     encoder : str or Encoder
         "open_clip:ARCH/TAG", "open_clip:ARCH/CHECKPOINT", "open_clip:hf-hub:ORG/NAME", "open_clip:local-dir:FOLDER" or
         "classifier:NETWORK-SPEC".

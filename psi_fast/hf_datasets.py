@@ -3,8 +3,10 @@
 import importlib
 import importlib.util
 import io
+import os
 import re
 import threading
+from glob import glob
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +16,7 @@ from PIL import Image
 
 from psi_fast.checkpoints import one_line
 from psi_fast.errors import InputError
+from psi_fast.image_trees import EXTENSIONS
 from psi_fast.images import ImageSet
 
 FILES = (".parquet", ".arrow")
@@ -25,12 +28,15 @@ _SPLITS = ("validation", "valid", "val", "test", "train")
 """Splits in the order they are taken in when none is named: images that networks were not trained on come first."""
 
 
-def names_dataset(source: str) -> bool:
-    """Whether `source` is a file or folder of a dataset, or an id such as "zh-plus/tiny-imagenet" or "owner/name@split"."""
-    path = Path(source)
-    if path.exists():
-        return path.suffix in FILES or any((path / name).is_file() for name in SAVED)
-    return path.suffix not in (*FILES, ".zip", ".tar") and _HUB_ID.fullmatch(source) is not None
+def names_dataset(source: str | os.PathLike[str]) -> bool:
+    """Whether `source` is a dataset's file, pattern of files or folder, or an id such as "owner/name" or "owner/name@split"."""
+    place, _ = _with_split(os.fspath(source))
+    path = Path(place)
+    if path.is_dir():
+        return _is_saved(path) or _holds_parquet(path)
+    if path.suffix in FILES:
+        return path.exists() or _is_pattern(place)
+    return isinstance(source, str) and path.suffix not in (".zip", ".tar") and _HUB_ID.fullmatch(source) is not None
 
 
 def is_dataset(source: Any) -> bool:
@@ -49,19 +55,19 @@ def open_dataset(source: Any) -> ImageSet:
     Raises
     ------
     InputError
-        The package is missing, the dataset cannot be reached or read, has several splits of which none is usual, or has no
-        column of images.
+        The package is missing, the dataset cannot be reached or read, lacks the split that is named, has several of which
+        none is usual, has no column of images, or has labels in some rows only.
     """
     package = _package()
-    data = source if is_dataset(source) else _loaded(package, str(source))
+    data = source if is_dataset(source) else _loaded(package, source)
     if isinstance(data, dict):
-        data = _split(data, str(source) if isinstance(source, (str, Path)) else type(source).__name__)
+        data = _usual_split(data, str(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__)
     if not isinstance(data, package.Dataset):
         raise InputError(
             f"images must have a length and be read by number, got a {type(data).__name__}; do not stream the dataset"
         )
     column = _image_column(package, data)
-    labels, names = _labels(package, data, column)
+    labels, names, warnings = _labels(package, data, column)
     data = data.cast_column(column, package.Image(decode=False))  # bytes, so that threads decode
     lock = threading.Lock()
 
@@ -74,7 +80,17 @@ def open_dataset(source: Any) -> ImageSet:
 
     count = len(data)
     stamps = [str(data._fingerprint)] * count  # the package's own, over the files and every change made since
-    return ImageSet([str(i) for i in range(count)], read, stamps, labels=labels, class_names=names)
+    # a row that holds a path says nothing of what that file holds
+    embedded = all(chunk.field("bytes").null_count == 0 for chunk in data.data.column(column).chunks)
+    return ImageSet(
+        [str(i) for i in range(count)],
+        read,
+        stamps,
+        labels=labels,
+        class_names=names,
+        warnings=warnings,
+        lasting=embedded,
+    )
 
 
 def _package() -> ModuleType:
@@ -86,26 +102,77 @@ def _package() -> ModuleType:
     return importlib.import_module("datasets")
 
 
-def _loaded(package: ModuleType, source: str) -> Any:
-    path, (name, _, split) = Path(source), source.partition("@")
+def _is_saved(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in SAVED)
+
+
+def _is_pattern(place: str) -> bool:
+    return any(sign in place for sign in "*?[")
+
+
+def _holds_parquet(folder: Path) -> bool:
+    """Whether parquet files lie in the folder or below it, and no images."""
+    found = False
+    for _, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if any(name.lower().endswith(EXTENSIONS) for name in files):
+            return False
+        found |= any(name.endswith(".parquet") for name in files)
+    return found
+
+
+def _with_split(source: str) -> tuple[str, str | None]:
+    """A path or id, and the split that is named behind it."""
+    place, _, split = source.rpartition("@")
+    return (place, split) if place and re.fullmatch(r"\w+", split) and not os.path.exists(source) else (source, None)
+
+
+def _loaded(package: ModuleType, source: str | os.PathLike[str]) -> Any:
+    """The dataset, or the dict of its splits where there are several and none is named."""
+    text = os.fspath(source)
+    place, split = _with_split(text)
+    path = Path(place)
+    local = path.exists() or path.suffix in FILES
+    if local and not path.exists() and not glob(place, recursive=True):
+        raise InputError(f"no file matches {place!r}; check the pattern and its folder")
     try:
-        if path.suffix == ".parquet":
-            return package.Dataset.from_parquet(source)
-        if path.suffix == ".arrow":
-            return package.Dataset.from_file(source)
-        if path.exists():
-            return package.load_from_disk(source)
-        return package.load_dataset(name, split=split or None)
-    except (OSError, ValueError, RuntimeError) as error:  # of the hub's client, of arrow, of the package
-        if path.exists():
-            raise InputError(f"dataset {source!r} cannot be read ({one_line(error)})") from error
+        data = _read(package, place, split)
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        package.exceptions.DatasetsError,
+    ) as error:  # of the hub's client or arrow
+        if local:
+            raise InputError(f"dataset {text!r} cannot be read ({one_line(error)})") from error
         raise InputError(
-            f"there is no file or folder {source!r}, and as a dataset of the hub it cannot be fetched ({one_line(error)}); "
+            f"there is no file or folder {text!r}, and as a dataset of the hub it cannot be fetched ({one_line(error)}); "
             "where there is no network, give its parquet files or a folder made by save_to_disk"
         ) from error
+    if split is None:
+        return data
+    if isinstance(data, dict):
+        if split not in data:
+            raise InputError(f"dataset {place!r} has no split {split!r}; it has {', '.join(data)}")
+        return data[split]
+    if local and str(data.split) != split:
+        raise InputError(f"dataset {place!r} is one split alone, not {split!r} of several; leave out @{split}")
+    return data
 
 
-def _split(data: Any, source: str) -> Any:
+def _read(package: ModuleType, place: str, split: str | None) -> Any:
+    path = Path(place)
+    if path.is_dir() and _is_saved(path):
+        return package.load_from_disk(place)
+    if path.suffix not in FILES or path.is_dir():
+        return package.load_dataset(place, split=split)
+    files = [place] if path.exists() else sorted(glob(place, recursive=True))
+    if path.suffix == ".parquet":
+        return package.Dataset.from_parquet(files)
+    return package.concatenate_datasets([package.Dataset.from_file(file) for file in files])
+
+
+def _usual_split(data: Any, source: str) -> Any:
     """The split of several that is taken."""
     for name in _SPLITS:
         if name in data:
@@ -122,18 +189,31 @@ def _image_column(package: ModuleType, data: Any) -> str:
     raise InputError(f"the dataset has no column of images; its columns are {', '.join(data.column_names)}")
 
 
-def _labels(package: ModuleType, data: Any, image: str) -> tuple[np.ndarray | None, list[str] | None]:
-    """Classes [N] int64 and their names; None where there is no column of them."""
-    for name, feature in data.features.items():
-        if isinstance(feature, package.ClassLabel):
-            return np.asarray(data[name][:], dtype=np.int64), list(feature.names)
-    found = [name for name in _LABELS if name in data.column_names and name != image]
-    if not found:
-        return None, None
-    values = np.asarray(data[found[0]][:])
-    if values.dtype.kind not in "iuUO" or values.ndim != 1:
+def _labels(package: ModuleType, data: Any, image: str) -> tuple[np.ndarray | None, list[str] | None, list[str]]:
+    """Classes [N] int64 and their names, None where there are none; and what a reader of the results must know."""
+    classes = {name: own for name, own in data.features.items() if isinstance(own, package.ClassLabel)}
+    columns = [*classes, *(name for name in _LABELS if name in data.column_names and name != image)]
+    if not columns:
+        return None, None, []
+    column = columns[0]
+    values = list(data.with_format(None)[column][:])
+    kinds = {type(value) for value in values} - {type(None)}
+    if kinds not in ({int}, {str}, set()):
         raise InputError(
-            f"column {found[0]!r} of the dataset must hold a class a row, as a number or a name, got {values.dtype}"
+            f"column {column!r} of the dataset must hold a class a row, as a number or a name, got "
+            f"{' and '.join(sorted(kind.__name__ for kind in kinds))}"
         )
-    keys, labels = np.unique(values.astype(str) if values.dtype.kind == "O" else values, return_inverse=True)
-    return labels, [str(key) for key in keys]
+    # the hub's convention for splits whose labels are kept secret
+    bare = [value is None or value == -1 for value in values]
+    if all(bare):
+        return None, None, [f"column {column!r} holds no labels (all are -1 or empty), so that Q is left out"]
+    if any(bare):
+        row = bare.index(True)
+        raise InputError(
+            f"row {row} of the dataset has no label ({values[row]} in column {column!r}), others have one; leave such rows out, "
+            "remove the column, or choose another split"
+        )
+    if column in classes:
+        return np.asarray(values, dtype=np.int64), list(classes[column].names), []
+    keys, labels = np.unique(values, return_inverse=True)
+    return labels, [str(key) for key in keys], []

@@ -139,8 +139,9 @@ def open_images(
         A folder or a zip (never extracted) with Tiny-ImageNet's official tree (train first, then val; the tree may lie
         one folder down), with one sub-folder a class (order as torchvision's ImageFolder), or with images only
         (no labels). In a zip, a single folder around everything is looked through. Names that start with a dot are
-        ignored. Or a Hugging Face dataset: a hub id ("owner/name" or "owner/name@split"), a .parquet or .arrow file, a
-        folder made by save_to_disk, or the object. Or WebDataset shards, read where they lie: a .tar, a pattern such as
+        ignored. Or a Hugging Face dataset: a hub id ("owner/name" or "owner/name@split"), a .parquet or .arrow file or a
+        pattern such as "data/*.parquet", a folder of parquet files or one made by save_to_disk ("folder@split" where it has
+        several), or the object. Or WebDataset shards, read where they lie: a .tar, a pattern such as
         "shard-{000000..000099}.tar", or a folder that holds only shards. Or any object with a length whose items are
         (image, int label) or an image alone: PIL, uint8 array [H, W] or [H, W, 3], uint8 tensor [3, H, W], or float
         tensor [3, H, W] within 0..1. Its items are read under a lock, because its code may not be made for threads.
@@ -168,7 +169,9 @@ def open_images(
 
     if isinstance(source, (str, os.PathLike)) and tar_shards.names_shards(os.fspath(source)):
         images = tar_shards.open_shards(os.fspath(source), progress)
-    elif hf_datasets.is_dataset(source) or (isinstance(source, str) and hf_datasets.names_dataset(source)):
+    elif hf_datasets.is_dataset(source) or (
+        isinstance(source, (str, os.PathLike)) and hf_datasets.names_dataset(source)
+    ):
         images = hf_datasets.open_dataset(source)
     elif isinstance(source, (str, os.PathLike)):
         images = _from_tree(open_tree(Path(source)))

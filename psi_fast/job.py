@@ -23,8 +23,9 @@ class Job:
     Give it again for more layers, which are then read in one pass."""
     images: str
     """Tiny-ImageNet as a folder or zip, an ImageFolder, a folder of images, a Hugging Face dataset (owner/name[@split], a
-    .parquet or .arrow file, a saved folder), or WebDataset shards (a .tar, a pattern such as "shard-{000000..000099}.tar",
-    a folder of them)."""
+    .parquet or .arrow file, a pattern such as "data/*.parquet", a folder of parquet files or a saved one, with @split behind
+    it where it has several), or WebDataset shards (a .tar, a pattern such as "shard-{000000..000099}.tar", a folder of
+    them)."""
     encoder: str
     """open_clip:ARCH/TAG, open_clip:ARCH/CHECKPOINT, open_clip:hf-hub:ORG/NAME, open_clip:local-dir:FOLDER or
     classifier:NETWORK."""

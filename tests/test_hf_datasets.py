@@ -1,6 +1,7 @@
 """Hugging Face datasets as images: from files, folders and objects, with their classes."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +91,122 @@ def test_splits(tmp_path):
     several.save_to_disk(str(tmp_path / "several"))
     assert len(open_images(str(tmp_path / "several"))) == 5
     assert "odd" in message(open_images, datasets.DatasetDict({"odd": made(3)}))
+
+
+def shards(folder, **splits):
+    """Two parquet files a split in `folder`, each with half of the rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, data in splits.items():
+        for part in range(2):
+            data.shard(2, part, contiguous=True).to_parquet(str(folder / f"{split}-0000{part}-of-00002.parquet"))
+    return folder
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_parquet_shards_by_pattern_or_folder(tmp_path, kind):
+    folder = shards(tmp_path / "set" / "data", train=made())
+    (tmp_path / "set" / "README.md").write_text("no data")
+    for source in (folder / "*.parquet", folder, tmp_path / "set"):
+        images = open_images(kind(source))
+        assert images.labels.tolist() == [i % 4 for i in range(12)], source
+        for i in (0, 7, 11):
+            np.testing.assert_array_equal(np.asarray(images.load(i)), np.asarray(tiny.picture(i, tiny.sizes(i))))
+
+
+@pytest.mark.parametrize("form", [as_parquet, as_folder, as_arrow])
+def test_every_form_may_be_a_path(tmp_path, form):
+    assert len(open_images(Path(form(tmp_path, made())))) == 12
+
+
+def test_arrow_shards_by_pattern(tmp_path):
+    made().save_to_disk(str(tmp_path / "saved"), num_shards=3)
+    images = open_images(tmp_path / "saved" / "*.arrow")
+    assert images.labels.tolist() == [i % 4 for i in range(12)]
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+@pytest.mark.parametrize("saved", [True, False], ids=["saved", "parquet"])
+def test_a_split_is_named_behind_a_folder(tmp_path, saved, kind):
+    folder, splits = tmp_path / "several", {"train": made(9), "test": made(5)}
+    if saved:
+        datasets.DatasetDict(splits).save_to_disk(str(folder))
+    else:
+        shards(folder, **splits)
+    sizes = {end: len(open_images(kind(f"{folder}{end}"))) for end in ("", "@train", "@test")}
+    assert sizes == {"": 5, "@train": 9, "@test": 5}
+    said = message(open_images, kind(f"{folder}@odd"))
+    assert "odd" in said
+    assert "train" in said
+
+
+def test_a_split_of_what_has_none_is_one_line(tmp_path):
+    assert "leave out @odd" in message(open_images, as_folder(tmp_path, made()) + "@odd")
+    assert "leave out @odd" in message(open_images, as_parquet(tmp_path, made()) + "@odd")
+
+
+def test_a_folder_with_an_at_sign_is_no_split(tmp_path):
+    made().save_to_disk(str(tmp_path / "set@work"))
+    assert len(open_images(tmp_path / "set@work")) == 12
+
+
+def test_a_pattern_without_files_is_one_line(tmp_path):
+    assert "no file matches" in message(open_images, tmp_path / "*.parquet")
+
+
+def test_a_table_beside_images_does_not_make_them_a_dataset(image_folder):
+    made().to_parquet(str(image_folder / "metadata.parquet"))
+    assert open_images(image_folder).class_names == ["cat", "dog"]
+
+
+def unlabelled(values, kind):
+    features = {"image": datasets.Image(), "label": kind}
+    columns = {"image": [png(i) for i in range(len(values))], "label": values}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+KINDS = pytest.mark.parametrize(
+    "kind", [datasets.ClassLabel(names=CLASSES), datasets.Value("int64")], ids=["classes", "numbers"]
+)
+
+
+@KINDS
+@pytest.mark.parametrize("none", [-1, None])
+def test_rows_that_are_all_without_label_have_none(kind, none):
+    images = open_images(unlabelled([none] * 5, kind))
+    assert images.labels is None
+    assert images.class_names is None
+    (said,) = images.warnings
+    assert "'label' holds no labels" in said
+
+
+@KINDS
+@pytest.mark.parametrize("none", [-1, None])
+def test_the_first_of_some_rows_without_label_is_named(kind, none):
+    said = message(open_images, unlabelled([0, 1, none, none, 2], kind))
+    assert "row 2 of the dataset has no label" in said
+    assert str(none) in said
+
+
+def test_names_of_which_some_are_missing_are_one_line():
+    assert "row 1" in message(open_images, unlabelled(["a", None, "b"], datasets.Value("string")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"), [(datasets.Value("float64"), [0.5, 1]), (datasets.List(datasets.Value("int64")), [[1], [2, 3]])]
+)
+def test_labels_of_another_kind_are_one_line(kind, values):
+    assert "as a number or a name" in message(open_images, unlabelled(values, kind))
+
+
+def test_files_that_rows_point_to_count(tmp_path):
+    for i in range(14):
+        tiny.picture(i).save(tmp_path / f"{i:02}.png")
+    data = datasets.Dataset.from_dict({"image": [str(path) for path in sorted(tmp_path.glob("*.png"))]})
+    data = data.cast_column("image", datasets.Image())
+    first = tiny.score(images=data)
+    assert tiny.score(images=data).manifest["identity"] == first.manifest["identity"]
+    tiny.picture(20).save(tmp_path / "13.png")
+    assert tiny.score(images=data).manifest["identity"] != first.manifest["identity"]
 
 
 def test_what_is_no_images_is_one_line(tmp_path):
