@@ -104,12 +104,17 @@ def _centred(
     patches = replace(patches, unique=without(patches.unique, centre))
     if background is not None:
         background = Background(without(background.embeddings, centre), background.labels)
-    if bank is not None and len(bank.names) > 1:
-        text, head = (
-            None if rows is None else without(rows, rows.double().mean(0)) for rows in (bank.embeddings, bank.head)
-        )
-        bank = replace(bank, embeddings=text, head=head)
-    return patches, bank, background
+    return patches, None if bank is None else centred_bank(bank), background
+
+
+def centred_bank(bank: Bank) -> Bank:
+    """The concepts without the mean of the bank, where there are several."""
+    if len(bank.names) < 2:
+        return bank
+    text, head = (
+        None if rows is None else without(rows, rows.double().mean(0)) for rows in (bank.embeddings, bank.head)
+    )
+    return replace(bank, embeddings=text, head=head)
 
 
 def without(rows: Tensor, centre: Tensor) -> Tensor:

@@ -5,6 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
+from psi_fast import PSIConfig
+from psi_fast.experiments import Study, planted
+from psi_fast.images import open_images
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
@@ -23,10 +29,21 @@ def test_lite0_recognises_tiny_imagenet(tiny_val_zip: Path, tmp_path: Path) -> N
 
 
 def test_psi_finds_planted_polysemantic_units(tiny_val_zip: Path, tmp_path: Path) -> None:
-    options = ("--images", str(tiny_val_zip), "--classes", "40", "--units", "40", "--draws", "60")
-    found = figures(tmp_path, "planted.py", *options)
-    # 40 classes instead of 200 keep this short; benchmarks/planted.py holds the whole at .99
-    assert found["poly2 vs mono: log_psi"] >= 0.99
-    assert found["poly3 vs mono: log_psi"] >= 0.99
+    images = open_images(tiny_val_zip)
+    labels = np.asarray(images.labels)
+    study = Study(
+        "efficientnet-lite:lite0",
+        "_fc",
+        images.take(np.flatnonzero(labels % 5 == 0).tolist()),
+        encoder="classifier:efficientnet-lite:lite2",
+        out=tmp_path,
+        config=PSIConfig(draws=60, precision="float32", patch="image"),
+        progress=False,
+    )
+    found = {one.name: one.value for one in planted(study, members=(2, 3), units=40).claims}
+    # 40 classes instead of 200 keep this short
+    assert found["AUROC PSI, poly2 / mono"] >= 0.99
+    assert found["AUROC PSI, poly3 / mono"] >= 0.99
     # with so few classes random images fall into few, large classes as well
-    assert found["poly2 vs random: log_psi"] >= 0.85
+    assert found["AUROC PSI, poly2 / random"] >= 0.85
+    assert found["adjusted Rand index, poly2"] >= 0.8

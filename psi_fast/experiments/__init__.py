@@ -2,11 +2,12 @@
 
 from psi_fast.experiments.ablation import ablation
 from psi_fast.experiments.outcome import Finding, Outcome
+from psi_fast.experiments.planted import planted
 from psi_fast.experiments.separation import separation
 from psi_fast.experiments.statistics import Claim
 from psi_fast.experiments.study import Study
 
-__all__ = ["EXPERIMENTS", "Claim", "Finding", "Outcome", "Study", "ablation", "separation"]
+__all__ = ["EXPERIMENTS", "Claim", "Finding", "Outcome", "Study", "ablation", "planted", "separation"]
 
-EXPERIMENTS = {"separation": separation, "ablation": ablation}
+EXPERIMENTS = {"separation": separation, "ablation": ablation, "planted": planted}
 """By the name of the command."""
