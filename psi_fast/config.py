@@ -26,7 +26,7 @@ class PSIConfig:
     top_k: int = 100
     """Patches kept per channel (K)."""
     per_image: int = 1
-    """Positions kept per image; more than 1 lets one image fill several places."""
+    """Positions kept per image; more than 1 lets one image fill several places, and goes without `band`."""
     band: tuple[float, float] | None = None
     """Draw the K images from this quantile range (low, high) of the channel's per-image maxima instead of the very top."""
     patch: Literal["effective", "theoretical", "cell", "image"] | float = "effective"
@@ -87,6 +87,10 @@ class PSIConfig:
             )
         if self.band is not None and not 0 <= self.band[0] < self.band[1] <= 1:
             raise ConfigError(f"band must be two quantiles with 0 <= low < high <= 1, got {self.band}")
+        if self.band is not None and self.per_image > 1:
+            raise ConfigError(
+                f"band takes one position an image, got per_image {self.per_image}: set per_image to 1 or leave out band"
+            )
         if not isinstance(self.patch, str) and not 0 < self.patch <= 1:
             raise ConfigError(f"patch as a fraction must lie in (0, 1], got {self.patch}")
 

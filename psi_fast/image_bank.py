@@ -16,7 +16,7 @@ from numpy.lib.format import open_memmap
 from PIL import Image
 
 from psi_fast.cache import cache_folder
-from psi_fast.errors import ConfigError, StoreError
+from psi_fast.errors import ConfigError, PsiFastError, StoreError
 from psi_fast.images import ImageSet
 from psi_fast.prefetch import prefetch
 from psi_fast.progress import Progress
@@ -31,6 +31,11 @@ PROBED = 64
 MAX_SIDE = 4096
 RESIDENT_SHARE = 0.5
 """Of a GPU's free memory, what a bank may take; a larger one is read from disk batch by batch."""
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing tells folders of killed runs from those in use
+    fcntl = None
 
 Rows = TypeVar("Rows", slice, np.ndarray)
 
@@ -147,20 +152,47 @@ def open_bank(
         The folder cannot be written, or the disk has no room.
     """
     side = side_for(images, largest, side)
-    identity = fingerprint([FORMAT, images.fingerprint, side])
-    root = folder or cache_folder() / "banks"
-    place = root / identity[:20]
-    if images.lasting and (bank := _held(place, identity, len(images), side)) is not None:
+    root, identity = _place(images, folder, side)
+    bank = require_room(images, folder=folder, side=side)
+    if bank is not None:
         return bank
-    with _built(root, place, images.lasting) as (building, final):
+    place = root / identity[:20]
+    with _built(root, place, images.lasting) as (building, final, lock):
         _decode(images, side, building, progress)
         (building / ABOUT).write_text(json.dumps({"format": FORMAT, "identity": identity}), encoding="utf-8")
     bank = _held(final, identity, len(images), side)
     if bank is None:
         raise StoreError(f"the decoded images in {final} do not read back; is another program writing there?")
     if not images.lasting:
-        weakref.finalize(bank, shutil.rmtree, final, ignore_errors=True)
+        weakref.finalize(bank, _discard, final, lock)
     return bank
+
+
+def require_room(images: ImageSet, *, folder: Path | None, side: int) -> ImageBank | None:
+    """The bank of `images` with `side` in px, if an earlier run left it; else None, once the disk has room for it.
+
+    Folders that killed runs left are taken away first. `folder` is as for `open_bank`.
+
+    Raises
+    ------
+    StoreError
+        The folder cannot be made, or the disk has no room: what `open_bank` would find only when it decodes.
+    """
+    root, identity = _place(images, folder, side)
+    if images.lasting and (bank := _held(root / identity[:20], identity, len(images), side)) is not None:
+        return bank
+    with _writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        _sweep(root)
+        free = shutil.disk_usage(root).free
+    needed = len(images) * side * side * 3
+    if needed > free:
+        raise StoreError(
+            f"the decoded images need {needed / 1e9:.2f} GB, but {root} has {free / 1e9:.2f} GB free; free some, "
+            "keep none (--bank stream), or give another folder (--bank), a smaller side (--bank-side) or fewer images "
+            "(--max-images)"
+        )
+    return None
 
 
 def side_for(images: ImageSet, largest: int, side: int | None) -> int:
@@ -191,6 +223,11 @@ def from_square(boxes: np.ndarray, side: int, sizes: np.ndarray) -> np.ndarray:
     return points.reshape(*points.shape[:-2], 4)
 
 
+def _place(images: ImageSet, folder: Path | None, side: int) -> tuple[Path, str]:
+    """The folder of banks, and what tells the one of `images` from others."""
+    return folder or cache_folder() / "banks", fingerprint([FORMAT, images.fingerprint, side])
+
+
 def _held(place: Path, identity: str, count: int, side: int) -> ImageBank | None:
     """The bank in `place`; None when there is none, or one that is not whole or made otherwise."""
     try:
@@ -212,7 +249,6 @@ def _held(place: Path, identity: str, count: int, side: int) -> ImageBank | None
 
 def _decode(images: ImageSet, side: int, folder: Path, progress: Progress) -> None:
     """Writes the files of pixels and of the originals' sizes into `folder`."""
-    _require_room(folder, len(images) * side * side * 3)
     pixels = open_memmap(folder / PIXELS, mode="w+", dtype=np.uint8, shape=(len(images), side, side, 3))
     if hasattr(os, "posix_fallocate"):  # a mapped file that finds the disk full ends the process
         with (folder / PIXELS).open("r+b") as file:
@@ -234,34 +270,80 @@ def _decode(images: ImageSet, side: int, folder: Path, progress: Progress) -> No
     np.save(folder / SIZES, sizes)
 
 
-def _require_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise StoreError(
-            f"the decoded images need {needed / 1e9:.2f} GB, but {folder.parent} has {free / 1e9:.2f} GB free; free some, "
-            "keep none (--bank stream), or give another folder (--bank), a smaller side (--bank-side) or fewer images "
-            "(--max-images)"
-        )
+@contextmanager
+def _built(root: Path, place: Path, lasting: bool) -> Iterator[tuple[Path, Path, int | None]]:
+    """A folder to build in, and the one it becomes once the block ends well; nothing is left otherwise.
+
+    The third is the lock on a folder that does not last, which `_discard` takes.
+    """
+    with _writing(root), _only_one(root):
+        building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=root))
+        lock = _lock(building)
+    final = place if lasting else building
+    try:
+        with _writing(root):
+            yield building, final, lock
+            if lasting:
+                shutil.rmtree(place, ignore_errors=True)  # one that is not whole, or of another version
+                building.rename(place)
+    except BaseException:
+        _discard(building, lock)
+        raise
+    if lasting and lock is not None:
+        os.close(lock)
 
 
 @contextmanager
-def _built(root: Path, place: Path, lasting: bool) -> Iterator[tuple[Path, Path]]:
-    """A folder to build in, and the one it becomes once the block ends well; nothing is left otherwise."""
+def _writing(root: Path) -> Iterator[None]:
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=root))
+        yield
+    except PsiFastError:
+        raise
     except OSError as error:
         raise StoreError(
             f"cannot write decoded images to {root}: {error.strerror or error}; give another folder (--bank)"
         ) from error
-    final = place if lasting else building
+
+
+def _sweep(root: Path) -> None:
+    """Take away the folders of killed runs: those that no process holds a lock on."""
+    with _only_one(root) as alone:
+        for left in root.glob(f"{BUILDING}*") if alone else ():
+            if (lock := _lock(left)) is not None:
+                _discard(left, lock)
+
+
+@contextmanager
+def _only_one(root: Path) -> Iterator[bool]:
+    """Only one process at a time is here, so that a new folder is not swept before it is locked; whether that is sure."""
+    lock = _lock(root, wait=True)
     try:
-        yield building, final
-        if lasting:
-            shutil.rmtree(place, ignore_errors=True)  # one that is not whole, or of another version
-            building.rename(place)
-    except BaseException as error:
-        shutil.rmtree(building, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise StoreError(f"cannot write decoded images to {root}: {error.strerror or error}") from error
-        raise
+        yield lock is not None
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path, *, wait: bool = False) -> int | None:
+    """A lock on a folder: a descriptor, whose end gives it up, as that of the process does.
+
+    None where another process has it, or the file system knows no such locks.
+    """
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # gone meanwhile, or another user's
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _discard(folder: Path, lock: int | None) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if lock is not None:
+        os.close(lock)

@@ -14,7 +14,7 @@ from psi_fast.encoders import AnyPrecision, Encoder
 from psi_fast.environment import device_info, versions
 from psi_fast.errors import NotFiniteError
 from psi_fast.evaluation import Background, Evaluation, evaluate
-from psi_fast.forward import name_of
+from psi_fast.forward import Pace, name_of
 from psi_fast.image_bank import ImageBank
 from psi_fast.image_stream import ImageStream
 from psi_fast.mining import mine, random_patches
@@ -65,7 +65,7 @@ def run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores, 
     These are unique [U, d], index [all channels, K], text [P, d], and with a text head text_head [P, e].
     """
     retried: list[str] = []
-    layers = _patches(inputs, bars, retried)
+    layers, pace = _patches(inputs, bars, retried)
     embedded, indices = _embeddings(layers, inputs, bars, retried)
     tables, labels, patches = [], [], []
     for found, (index, random_index) in zip(layers, indices, strict=True):
@@ -81,17 +81,17 @@ def run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores, 
     if inputs.text.head is not None:
         tensors["text_head"] = inputs.text.head
     table = pd.concat(tables, ignore_index=True)
-    manifest = about | _account(layers, table, len(embedded), retried, inputs, bars)
+    manifest = about | _account(layers, pace, table, len(embedded), retried, inputs, bars)
     return Scores(table, np.concatenate(labels), manifest, pd.concat(patches, ignore_index=True)), tensors
 
 
-def _patches(inputs: Inputs, bars: Progress, retried: list[str]) -> list[LayerPatches]:
-    """Where the channels are most active, as boxes in the bank."""
+def _patches(inputs: Inputs, bars: Progress, retried: list[str]) -> tuple[list[LayerPatches], Pace]:
+    """Where the channels are most active, as boxes in the bank; and how the network ran."""
     subject, bank = inputs.subject, inputs.bank
     with bars.stage("patch size"):
         fields = measured_fields(subject, bank)
     with bars.stage("mining"):
-        tops = _mined(inputs, bars, retried)
+        tops, pace = _mined(inputs, bars, retried)
     found = []
     for tap, field, top in zip(subject.taps, fields, tops, strict=True):
         random_images, random_positions = random_patches(RANDOM_POOL, tap.positions, len(bank), subject.config.seed)
@@ -99,7 +99,7 @@ def _patches(inputs: Inputs, bars: Progress, retried: list[str]) -> list[LayerPa
             patch_boxes(tap, field, positions, bank.side) for positions in (top.positions, random_positions)
         )
         found.append(LayerPatches(tap.layer, field, top, box, random_images, random_box))
-    return found
+    return found, pace
 
 
 def measured_fields(subject: Subject, bank: ImageBank | ImageStream) -> list[Field]:
@@ -117,17 +117,21 @@ def patch_boxes(tap: ActivationTap, field: Field, positions: np.ndarray, side: i
     return preprocess.to_image(seen, np.full((*np.shape(positions), 2), side))
 
 
-def _mined(inputs: Inputs, bars: Progress, retried: list[str]) -> list[TopPatches]:
-    """The layers' top patches; a network that leaves the range of a half precision runs again in float32."""
+def _mined(inputs: Inputs, bars: Progress, retried: list[str]) -> tuple[list[TopPatches], Pace]:
+    """The layers' top patches, and the pace of the run that gave them.
+
+    A network that leaves the range of a half precision runs again in float32.
+    """
     own = inputs.subject
     arguments = (own.taps, own.network, inputs.bank, own.images.names, own.channels, own.config, bars)
     try:
-        return mine(*arguments, own.pace)
+        return mine(*arguments, own.pace), own.pace
     except NotFiniteError as error:
         if own.pace.dtype == torch.float32:
             raise
         retried.append(f"the network ran again in float32, because in {name_of(own.pace.dtype)}: {error}")
-    return mine(*arguments, replace(own.pace, dtype=torch.float32))
+    pace = replace(own.pace, dtype=torch.float32)
+    return mine(*arguments, pace), pace
 
 
 def embedded_crops(
@@ -206,6 +210,7 @@ def used_rows(embedded: torch.Tensor, index: np.ndarray) -> tuple[torch.Tensor, 
 
 def _account(
     layers: Sequence[LayerPatches],
+    pace: Pace,
     table: pd.DataFrame,
     crops: int,
     retried: Sequence[str],
@@ -231,7 +236,7 @@ def _account(
         },
         "versions": versions(),
         "device": device_info(subject.device),
-        "forward_passes": str(subject.pace),
+        "forward_passes": str(pace),
         "encoder_precision": getattr(encoder, "precision", "not stated"),
         "encoder_activation": getattr(encoder, "activation", "not stated"),
         "seconds": {name: round(seconds, 3) for name, seconds in bars.seconds.items()},

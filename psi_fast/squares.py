@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from psi_fast.image_bank import ImageBank, open_bank
+from psi_fast.image_bank import ImageBank, open_bank, require_room
 from psi_fast.image_stream import STREAM, ImageStream, open_stream
 from psi_fast.images import ImageSet
 from psi_fast.progress import Progress
@@ -20,6 +20,12 @@ def open_squares(images: ImageSet, bank: str | Path | None, side: int, bars: Pro
     if bank == STREAM:
         return open_stream(images, side, side=side)
     return open_bank(images, side, folder=None if bank is None else Path(bank), side=side, progress=bars)
+
+
+def require_squares(images: ImageSet, bank: str | Path | None, side: int) -> None:
+    """See that `open_squares` will find room; StoreError where not."""
+    if bank != STREAM:
+        require_room(images, folder=None if bank is None else Path(bank), side=side)
 
 
 def with_content(images: ImageSet, squares: ImageBank | ImageStream, bars: Progress) -> ImageSet:

@@ -24,7 +24,7 @@ from psi_fast.images import ImageSet, open_images
 from psi_fast.networks import Network, load_network
 from psi_fast.progress import Progress
 from psi_fast.results import Bank
-from psi_fast.squares import open_squares, with_content
+from psi_fast.squares import open_squares, require_squares, with_content
 from psi_fast.text_banks import concept_bank, head_bank
 from psi_fast.trial import choose_pace
 from psi_fast.validation import read_channels, read_layers, require_pairwise
@@ -143,6 +143,7 @@ def open_subject(
         head = None if text_head is None else load_text_head(text_head).to(where)
         words = None if vocabulary is None else load_vocabulary(vocabulary)
     side = side_for(source, max(network.preprocess.resize, encoder.preprocess.resize), bank_side)
+    require_squares(source, bank, side)
     decoded = None
     if not source.lasting:
         with bars.stage("decoding"):

@@ -83,6 +83,12 @@ def test_top_k_and_k_max_are_checked_together():
         PSIConfig(top_k=20, k_max=16)
 
 
+def test_a_band_takes_one_position_an_image():
+    assert PSIConfig(band=(0.2, 0.8), per_image=1).band == (0.2, 0.8)
+    with pytest.raises(ConfigError, match=r"band takes one position an image, got per_image 2"):
+        PSIConfig(band=(0.2, 0.8), per_image=2)
+
+
 def test_every_field_is_covered_by_a_bad_value():
     assert {name for name, _ in BAD} == {field.name for field in dataclasses.fields(PSIConfig)}
 
@@ -125,7 +131,6 @@ def test_defaults_are_the_documented_ones():
 CHANGED = PSIConfig(
     top_k=40,
     per_image=2,
-    band=(0.2, 0.8),
     patch=0.5,
     precision="bfloat16",
     center=False,
@@ -141,22 +146,25 @@ CHANGED = PSIConfig(
     batch_size=3,
     backend="torch",
 )
+BANDED = dataclasses.replace(CHANGED, per_image=1, band=(0.2, 0.8))
 
 
-def test_changed_differs_from_the_default_everywhere():
-    assert all(getattr(CHANGED, f.name) != getattr(PSIConfig(), f.name) for f in dataclasses.fields(PSIConfig))
+def test_the_two_differ_from_the_default_everywhere():
+    for field in dataclasses.fields(PSIConfig):
+        assert {getattr(config, field.name) for config in (CHANGED, BANDED)} != {getattr(PSIConfig(), field.name)}
 
 
-@pytest.mark.parametrize("config", [PSIConfig(), CHANGED])
+@pytest.mark.parametrize("config", [PSIConfig(), CHANGED, BANDED])
 def test_json_round_trip(config):
     assert PSIConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_toml_round_trip(tmp_path):
-    lines = [f"{name} = {json.dumps(value)}" for name, value in CHANGED.to_dict().items()]
     path = tmp_path / "settings.toml"
-    path.write_text("\n".join(lines), encoding="utf-8")
-    assert PSIConfig.from_toml(path) == CHANGED
+    for config in (CHANGED, BANDED):
+        held = {name: value for name, value in config.to_dict().items() if value is not None}
+        path.write_text("\n".join(f"{name} = {json.dumps(value)}" for name, value in held.items()), encoding="utf-8")
+        assert PSIConfig.from_toml(path) == config
     path.write_text("draws = 12\n", encoding="utf-8")
     assert PSIConfig.from_toml(path) == PSIConfig(draws=12)
 

@@ -1,6 +1,9 @@
 """Images are decoded once, found again when nothing changed, and made anew when anything did."""
 
+import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 
 import numpy as np
@@ -11,7 +14,7 @@ from image_helpers import message, paint
 from PIL import Image
 
 import psi_fast
-from psi_fast import image_bank
+from psi_fast import image_bank, subject
 from psi_fast.errors import ConfigError, StoreError
 from psi_fast.image_bank import open_bank
 from psi_fast.images import open_images
@@ -145,10 +148,84 @@ def test_too_little_room_is_said_before_decoding(tmp_path, monkeypatch):
     images, loads = counted(tiny.image_set(10))
     text = message(opened, images, tmp_path, side=32, error=StoreError)
     assert loads == []
-    assert "need 0.00 GB" in text
+    assert text.startswith("the decoded images need 0.00 GB")  # not told in the words of another error
     assert "--bank stream" in text
     assert str(tmp_path) in text
     assert folders(tmp_path) == []
+
+
+@pytest.mark.parametrize("source", [tiny.image_set, tiny.Pictures])
+def test_too_little_room_is_said_before_anything_takes_long(tmp_path, monkeypatch, source):
+    def long(*_):
+        raise AssertionError("this takes long")
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(subject, "choose_pace", long)
+    monkeypatch.setattr(tiny.TinyEncoder, "concepts", long)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10**9, 10**9 - 5000, 5000))
+    text = message(tiny.score, images=source(), bank=tmp_path, error=StoreError)
+    assert text.startswith("the decoded images need 0.00 GB")
+    assert folders(tmp_path) == []
+    with pytest.raises(AssertionError, match="this takes long"):
+        tiny.score(images=source(), bank="stream")
+
+
+def test_a_bank_that_is_there_needs_no_room(tmp_path, monkeypatch):
+    tiny.score(bank=tmp_path)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10**9, 10**9, 0))
+    tiny.score(bank=tmp_path)
+
+
+# Decodes a Dataset into the folder; keeps what it decoded, or stops at the last item, until it is killed.
+CHILD = """
+import sys, time
+from pathlib import Path
+import tiny
+from psi_fast.image_bank import open_bank
+from psi_fast.images import open_images
+from psi_fast.progress import Progress
+
+class Slow(tiny.Pictures):
+    targets = [i % 4 for i in range(70)]
+
+    def __getitem__(self, index):
+        if index == 69 and sys.argv[2] == "decoding":
+            print("ready", flush=True)
+            time.sleep(600)
+        return super().__getitem__(index)
+
+images = open_images(Slow(70))
+bank = open_bank(images, 32, folder=Path(sys.argv[1]), side=32, progress=Progress(False))
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("stage", ["decoding", "decoded"])
+def test_what_a_killed_run_left_is_taken_away_but_nothing_in_use(tmp_path, stage):
+    command = [sys.executable, "-c", CHILD, str(tmp_path), stage]
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}  # the modules of this process
+    with subprocess.Popen(command, env=found, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout.readline() == "ready\n"
+            (left,) = tmp_path.iterdir()
+            own = opened(open_images(tiny.Pictures(10)), tmp_path, side=32)
+            assert {path.name for path in tmp_path.iterdir()} == {left.name, own.folder.name}
+        finally:
+            child.kill()
+    kept = opened(tiny.image_set(10), tmp_path, side=32)
+    assert {path.name for path in tmp_path.iterdir()} == {own.folder.name, kept.folder.name}
+
+
+def test_where_folders_cannot_be_locked_none_is_taken_away(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(9, "Bad file descriptor")
+
+    (tmp_path / f"{image_bank.BUILDING}other").mkdir()
+    monkeypatch.setattr(image_bank.fcntl, "flock", refuse)
+    bank = opened(tiny.image_set(10), tmp_path, side=32)
+    assert folders(tmp_path) == sorted([bank.folder.name, f"{image_bank.BUILDING}other"])
 
 
 @pytest.mark.parametrize("side", [0, -3, 5000, 2.0, True])

@@ -132,6 +132,7 @@ def test_a_network_that_overflows_in_half_precision_runs_again_in_float32():
     assert "bfloat16" in said
     assert not any("again in float32" in line for line in wanted.manifest["warnings"])
     assert found.table.equals(wanted.table)
+    assert found.manifest["forward_passes"] == wanted.manifest["forward_passes"] == "float32, 8 at once on a CPU"
 
 
 def test_a_network_that_overflows_in_float32_is_an_error():
