@@ -1,13 +1,14 @@
 """The paper's experiments, its open questions, and the ground truth it lacks: each a function of a Study."""
 
 from psi_fast.experiments.ablation import ablation
+from psi_fast.experiments.depth import depth
 from psi_fast.experiments.outcome import Finding, Outcome
 from psi_fast.experiments.planted import planted
 from psi_fast.experiments.separation import separation
 from psi_fast.experiments.statistics import Claim
 from psi_fast.experiments.study import Study
 
-__all__ = ["EXPERIMENTS", "Claim", "Finding", "Outcome", "Study", "ablation", "planted", "separation"]
+__all__ = ["EXPERIMENTS", "Claim", "Finding", "Outcome", "Study", "ablation", "depth", "planted", "separation"]
 
-EXPERIMENTS = {"separation": separation, "ablation": ablation, "planted": planted}
+EXPERIMENTS = {"separation": separation, "ablation": ablation, "depth": depth, "planted": planted}
 """By the name of the command."""
