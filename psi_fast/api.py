@@ -17,11 +17,13 @@ from psi_fast.environment import pick_backend, pick_device
 from psi_fast.errors import InputError
 from psi_fast.evaluation import Background, evaluate
 from psi_fast.networks import Network
+from psi_fast.peer_scores import scaled
 from psi_fast.pipeline import Inputs, run
 from psi_fast.progress import Progress
 from psi_fast.scores import Scores
 from psi_fast.subject import open_subject
 from psi_fast.validation import (
+    read_activations,
     read_bank,
     read_embeddings,
     read_head,
@@ -138,6 +140,7 @@ def score_embeddings(
     embeddings: Any,
     *,
     labels: Any = None,
+    activations: Any = None,
     text: Any = None,
     text_head: Any = None,
     valid: Any = None,
@@ -156,6 +159,8 @@ def score_embeddings(
         Embeddings of each unit's top K patches; normalised here.
     labels : [C, K] int, optional
         Class of each patch; without them Q is absent and PSI = S^ D^.
+    activations : [C, K] float, optional
+        The unit's activation at each patch, for `max_activation` and `monosemanticity`, which scales those of a unit to 0..1.
     text : [P, d] float, optional
         Embeddings of the concepts, in the same space; without them D is absent.
     text_head : [P, e] float, optional
@@ -192,6 +197,8 @@ def score_embeddings(
     channels, places = patches.index.shape
     width = patches.unique.shape[1]
     classes = None if labels is None else read_labels(labels, (channels, places))
+    values = read_activations(activations, (patches.index >= 0).numpy())
+    lowest, highest = np.fmin.reduce(values, 1), np.fmax.reduce(values, 1)  # nan only where all are
     bank = None if text is None else read_bank(text, concept_names, width)
     if text_head is not None:
         if bank is None:
@@ -217,8 +224,9 @@ def score_embeddings(
         where,
         Progress(progress),
         dead=np.zeros(channels, dtype=bool),
-        max_activation=np.full(channels, np.nan, dtype=np.float32),
+        max_activation=highest,
         selectivity=np.full(channels, np.nan, dtype=np.float32),
         unselective=np.zeros(channels, dtype=bool),
+        weights=scaled(values, lowest, highest),
     )
     return Scores(found.table, found.clusters.labels.numpy())

@@ -12,6 +12,7 @@ from psi_fast.clustering import cluster_patches
 from psi_fast.components import measure
 from psi_fast.config import PSIConfig
 from psi_fast.nulls import draw_nulls
+from psi_fast.peer_scores import peer_scores
 from psi_fast.progress import Progress
 from psi_fast.results import COMPONENTS, Bank, Clusters, PatchEmbeddings
 from psi_fast.scores import tabulate
@@ -62,20 +63,27 @@ def evaluate(
     max_activation: np.ndarray,
     selectivity: np.ndarray,
     unselective: np.ndarray,
+    weights: np.ndarray | None = None,
+    class_selectivity: np.ndarray | None = None,
     keep_draws: bool = False,
 ) -> Evaluation:
-    """Scores of patches of classes `labels` [C, K] int64; what is known of each channel as in `tabulate`."""
+    """Scores of patches of classes `labels` [C, K] int64; what is known of each channel as in `tabulate`.
+
+    `weights` [C, K] and `class_selectivity` [C], float32, are those of TopPatches; without them the peers that take them are nan.
+    """
     centre = patches.unique.double().mean(0) if config.center and len(patches.unique) else None
-    if centre is not None:
-        patches, bank, background = _centred(patches, bank, background, centre)
     if background is not None:
         patches, labels = _with_random_channels(patches, labels, background, config)
+    plain = patches.to(device)
+    if centre is not None:
+        patches, bank = _centred(patches, bank, centre)
     patches = patches.to(device)
     labels = None if labels is None else labels.to(device)
     bank = None if bank is None else bank.to(device)
     with progress.stage("clusters"):
         clusters = cluster_patches(patches, config, progress)
         components = measure(patches, clusters, labels, bank, config)
+        peers = peer_scores(plain, weights, class_selectivity, config)
     with progress.stage("nulls"):
         nulls = draw_nulls(patches, clusters, components, labels, bank, config, progress, keep_draws)
     table, random = tabulate(
@@ -84,6 +92,7 @@ def evaluate(
         components,
         nulls,
         bank,
+        peers,
         dead=dead,
         max_activation=max_activation,
         selectivity=selectivity,
@@ -97,14 +106,10 @@ def evaluate(
     return Evaluation(table, random, own, draws, centre)
 
 
-def _centred(
-    patches: PatchEmbeddings, bank: Bank | None, background: Background | None, centre: Tensor
-) -> tuple[PatchEmbeddings, Bank | None, Background | None]:
+def _centred(patches: PatchEmbeddings, bank: Bank | None, centre: Tensor) -> tuple[PatchEmbeddings, Bank | None]:
     """Images without `centre`, text without the mean of its bank: it removes the cone each sits in."""
     patches = replace(patches, unique=without(patches.unique, centre))
-    if background is not None:
-        background = Background(without(background.embeddings, centre), background.labels)
-    return patches, None if bank is None else centred_bank(bank), background
+    return patches, None if bank is None else centred_bank(bank)
 
 
 def centred_bank(bank: Bank) -> Bank:

@@ -15,6 +15,7 @@ from psi_fast.forward import Pace, step_of
 from psi_fast.image_bank import ImageBank
 from psi_fast.image_stream import ImageStream
 from psi_fast.networks import Network
+from psi_fast.peer_scores import scaled, selectivity_index
 from psi_fast.progress import Progress
 from psi_fast.results import TopPatches
 from psi_fast_kernels._backend import offered
@@ -32,10 +33,12 @@ def mine(
     config: PSIConfig,
     progress: Progress,
     pace: Pace | None = None,
+    labels: np.ndarray | None = None,
 ) -> list[TopPatches]:
     """The top_k patches of each layer's channels (ids [C] int64), per image the `per_image` largest positions.
 
-    All layers are read in one forward pass. `names` are the images', for messages. Values are compared in float32 and
+    All layers are read in one forward pass. `names` are the images', for messages, and `labels` [N] int64 their classes,
+    which `class_selectivity` is told from. Values are compared in float32 and
     ordered by value descending, image ascending, position ascending, so neither the batch size nor the device decides a
     tie. With `band`, images drawn from that quantile range of the channel's own per-image maxima take the place of the
     very top.
@@ -46,7 +49,7 @@ def mine(
         The network returns a value that is not finite.
     """
     rankings = [
-        _Ranking(ids, names, config, tap.positions, tap.device, _asked(tap, ids))
+        _Ranking(ids, names, config, tap.positions, tap.device, _asked(tap, ids), labels)
         for tap, ids in zip(taps, channels, strict=True)
     ]
     with progress.bar("mining", len(bank), "img") as bar:
@@ -84,6 +87,7 @@ def rank_maxima(
     channels: np.ndarray,
     names: Sequence[str],
     config: PSIConfig,
+    labels: np.ndarray | None = None,
 ) -> TopPatches:
     """What `mine` finds with `per_image` 1, from each channel's maximum in every image.
 
@@ -95,7 +99,7 @@ def rank_maxima(
         Smallest activation over all images and positions.
     channels : [C] int64
     """
-    ranking = _Ranking(channels, names, replace(config, per_image=1), 1, maxima.device)
+    ranking = _Ranking(channels, names, replace(config, per_image=1), 1, maxima.device, labels=labels)
     ranking.add(maxima[:, :, None], 0, lowest)
     top = ranking.result()
     places = positions.cpu().numpy()[top.images, np.arange(len(channels))[:, None]]
@@ -124,17 +128,20 @@ class _Ranking:
         positions: int,
         device: torch.device,
         asked: torch.Tensor | None = None,
+        labels: np.ndarray | None = None,
     ) -> None:
-        """channels : [C] ids, at the rows `asked` of the activations to come; positions : P of these."""
+        """channels : [C] ids, at the rows `asked` of the activations to come; positions : P of these; labels : [N] int64."""
         self._channels, self._names, self._config, self._asked = channels, names, config, asked
         self._per_image = 1 if config.band else min(config.per_image, positions)
         self._top = empty_top_k(len(channels), 0 if config.band else config.top_k, device)
         self._held: list[Extremes] = []
         self._low = torch.full((len(channels),), torch.inf, device=device)
         self._high = -self._low
+        self._least = self._low.clone()  # of the maxima
         self._count = 0
         # of maxima, of their squares
         self._sums = torch.zeros(2, len(channels), dtype=torch.float64, device=device)
+        self._by_class = None if labels is None else _ByClass(labels, self._sums)
 
     def add(self, activations: torch.Tensor, first: int, lowest: torch.Tensor | None = None) -> None:
         """Rank the activations [B, all channels, P] of the images from `first` on; `lowest` [C] where they hold only maxima."""
@@ -152,16 +159,24 @@ class _Ranking:
             self._held.append(extremes)
         self._low = torch.minimum(self._low, extremes.minima.amin(0) if lowest is None else lowest)
         self._high = torch.maximum(self._high, extremes.maxima.amax(0))
+        self._least = torch.minimum(self._least, extremes.maxima.amin(0))
         maxima = extremes.maxima.double()
         self._sums += torch.stack((maxima.sum(0), maxima.square().sum(0)))
         self._count += len(maxima)
+        if self._by_class is not None:
+            self._by_class.add(maxima, first)
 
     def result(self) -> TopPatches:
         top = _draw_band(self._held, self._channels, self._config) if self._config.band else self._top
         values, found, positions = (part.cpu().numpy() for part in top)
         high, dead = self._high.cpu().numpy(), (self._low == self._high).cpu().numpy()
-        selectivity, unselective = self._selectivity(values, found >= 0)
-        return TopPatches(self._channels, values, found, positions, high, dead, selectivity, unselective)
+        held = found >= 0
+        selectivity, unselective = self._selectivity(values, held)
+        weights = scaled(np.where(held, values, np.nan), self._least.cpu().numpy(), high)
+        by_class = np.full_like(high, np.nan) if self._by_class is None else self._by_class.index()
+        return TopPatches(
+            self._channels, values, found, positions, high, dead, selectivity, unselective, weights, by_class
+        )
 
     def _selectivity(self, values: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`TopPatches.selectivity` and `unselective` of the activations [C, K] at the places `held`."""
@@ -176,6 +191,24 @@ class _Ranking:
         selectivity[spread == 0] = np.nan
         # sums over batches round by batch: float32 keeps what does not depend on that
         return selectivity.astype(np.float32), selectivity <= random
+
+
+class _ByClass:
+    """Sums of the images' maxima, negative ones as 0, for each class."""
+
+    def __init__(self, labels: np.ndarray, like: torch.Tensor) -> None:
+        """labels : [N] int64 of all images to come; like : [..., C] of the sums' type, on their device."""
+        classes, labels = np.unique(labels, return_inverse=True)
+        self._labels = torch.from_numpy(labels).to(like.device)
+        self._sums = like.new_zeros(len(classes), like.shape[-1])
+
+    def add(self, maxima: torch.Tensor, first: int) -> None:
+        """The maxima [B, C] of the images from `first` on."""
+        self._sums.index_add_(0, self._labels[first : first + len(maxima)], maxima.clamp(min=0))
+
+    def index(self) -> np.ndarray:
+        """Class selectivity [C] float32."""
+        return selectivity_index(self._sums, self._labels.bincount())
 
 
 def check_finite(extremes: Extremes, names: Sequence[str], first: int, channels: np.ndarray) -> None:

@@ -125,13 +125,13 @@ def _mined(inputs: Inputs, bars: Progress, retried: list[str]) -> tuple[list[Top
     own = inputs.subject
     arguments = (own.taps, own.network, inputs.bank, own.images.names, own.channels, own.config, bars)
     try:
-        return mine(*arguments, own.pace), own.pace
+        return mine(*arguments, own.pace, own.images.labels), own.pace
     except NotFiniteError as error:
         if own.pace.dtype == torch.float32:
             raise
         retried.append(f"the network ran again in float32, because in {name_of(own.pace.dtype)}: {error}")
     pace = replace(own.pace, dtype=torch.float32)
-    return mine(*arguments, pace), pace
+    return mine(*arguments, pace, own.images.labels), pace
 
 
 def embedded_crops(
@@ -197,6 +197,8 @@ def _evaluated(
         max_activation=top.highest,
         selectivity=top.selectivity,
         unselective=top.unselective,
+        weights=top.weights,
+        class_selectivity=top.class_selectivity,
     )
 
 

@@ -23,6 +23,10 @@ class TopPatches:
     selectivity : [C] float32, how far the mean of `values` lies above the mean of all images' maxima, in standard deviations
         of these; nan where they do not vary
     unselective : [C] bool, channels whose selectivity is not above what as many random images reach (upper 5 % point)
+    weights : [C, K] float32 in [0, 1], `values` on a scale from the smallest to the largest of all images' maxima; nan where
+        these do not vary, and where invalid
+    class_selectivity : [C] float32 in [0, 1], class selectivity index of the images' maxima, negative ones taken for 0; nan
+        without labels, and for a channel that is never positive
     """
 
     channels: np.ndarray
@@ -33,6 +37,8 @@ class TopPatches:
     dead: np.ndarray
     selectivity: np.ndarray
     unselective: np.ndarray
+    weights: np.ndarray
+    class_selectivity: np.ndarray
 
     @property
     def valid(self) -> np.ndarray:
@@ -135,6 +141,22 @@ class Components:
     def present(self) -> dict[str, Tensor]:
         """The components there are, by name."""
         return {name: getattr(self, name) for name in COMPONENTS if getattr(self, name) is not None}
+
+
+@dataclass(frozen=True)
+class PeerScores:
+    """What others would score each channel, each [C] float32; the first three are nan for a channel with fewer than two patches.
+
+    clarity : mean cosine of pairs of patches, in [-1 / (K - 1), 1]
+    polysemanticity : 1 - cosine of the centres of the two clusters that 2-means finds, in [0, 2]
+    monosemanticity : mean cosine of pairs of patches, weighted by their activations, in [-1, 1]; nan where these are unknown
+    class_selectivity : as of TopPatches; nan where it is unknown
+    """
+
+    clarity: Tensor
+    polysemanticity: Tensor
+    monosemanticity: Tensor
+    class_selectivity: Tensor
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,16 @@ import numpy as np
 import pandas as pd
 
 from psi_fast.calibration import calibrate, combine, discovery_rate, percentile
-from psi_fast.results import COMPONENTS, Bank, Clusters, Components, NullMoments, PatchEmbeddings, TopPatches
+from psi_fast.results import (
+    COMPONENTS,
+    Bank,
+    Clusters,
+    Components,
+    NullMoments,
+    PatchEmbeddings,
+    PeerScores,
+    TopPatches,
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -22,9 +31,10 @@ class Scores:
     table : pandas.DataFrame
         A row a channel: layer (where a network was read), channel, psi in [0, 1], log_psi, p and q in (0, 1], k,
         cluster_sizes, concepts, max_activation, selectivity, random_percentile in [0, 100], flags, components, for each X
-        of S, Q, D: X, X_null_mean, X_null_sd, X_z, X_hat, X_p; and S_z_independent. nan where a channel is not scored or a
-        component is absent. q and random_percentile are within a layer. selectivity: how far the patches' mean activation
-        lies above that of all images, in standard deviations of the images' maxima.
+        of S, Q, D: X, X_null_mean, X_null_sd, X_z, X_hat, X_p; S_z_independent; and what others score: clarity,
+        polysemanticity, monosemanticity, class_selectivity. nan where a channel is not scored or a component is absent. q and
+        random_percentile are within a layer. selectivity: how far the patches' mean activation lies above that of all images,
+        in standard deviations of the images' maxima.
     labels : [C, K] int64
         Cluster of each patch, 0 the largest; -1 where there is none.
     manifest : dict
@@ -89,6 +99,7 @@ def tabulate(
     components: Components,
     nulls: dict[str, NullMoments],
     bank: Bank | None,
+    peers: PeerScores,
     *,
     dead: np.ndarray,
     max_activation: np.ndarray,
@@ -148,6 +159,7 @@ def tabulate(
             values = (np.full(len(k), np.nan),) * len(fields)
         columns |= {name + suffix: value for suffix, value in zip(fields, values, strict=True)}
     columns["S_z_independent"] = beside.z
+    columns |= {name: value.cpu().numpy() for name, value in vars(peers).items()}
     table = pd.DataFrame(columns)
     return table[:real], table[real:].reset_index(drop=True)
 

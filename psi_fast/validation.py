@@ -41,6 +41,18 @@ def read_labels(labels: Any, shape: tuple[int, ...], name: str = "labels") -> Te
     return torch.from_numpy(y.astype(np.int64))
 
 
+def read_activations(activations: Any, held: np.ndarray) -> np.ndarray:
+    """Activations [C, K] float32 at the places `held` [C, K], nan at the others; nan everywhere where there are none."""
+    if activations is None:
+        return np.full(held.shape, np.nan, dtype=np.float32)
+    values = _array("activations", activations, 2, "[C, K]")
+    if values.shape != held.shape:
+        raise InputError(f"activations must be {list(held.shape)}, one per patch, got {list(values.shape)}")
+    if len(bad := np.argwhere(held & ~np.isfinite(values))):
+        raise InputError(f"activations{bad[0].tolist()} is nan or inf; leave it out with `valid`, or mend it")
+    return np.where(held, values, np.nan).astype(np.float32)
+
+
 def read_rows(name: str, rows: Any, width: int) -> Tensor:
     """Unit rows [M, d] float32 of the width that the patch embeddings have."""
     x = _array(name, rows, 2, "[M, d]")

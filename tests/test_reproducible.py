@@ -12,6 +12,7 @@ from channels import INDEPENDENT_OF_THE_LAYER, inputs, run, same
 
 import psi_fast.clustering
 import psi_fast.nulls
+import psi_fast.peer_scores
 import psi_fast_kernels.permutation_null.reference
 import psi_fast_kernels.rotation_null.reference
 import psi_fast_kernels.rotation_null.sphere
@@ -22,6 +23,7 @@ from psi_fast.errors import ConfigError
 CHUNKED = [
     (psi_fast.clustering, "draws_per_chunk"),
     (psi_fast.nulls, "rows_per_chunk"),
+    (psi_fast.peer_scores, "draws_per_chunk"),
     (psi_fast_kernels.rotation_null.reference, "draws_per_chunk"),
     (psi_fast_kernels.rotation_null.sphere, "rows_per_chunk"),
     (psi_fast_kernels.permutation_null.reference, "rows_per_chunk"),

@@ -36,10 +36,11 @@ def test_scores_are_those_of_a_run(tmp_path, config, channels):
     expected = tiny.score(tiny.dead_network(), "3", config=config, channels=channels).table.drop(columns="layer")
     found = study(tmp_path, tiny.dead_network(), "3", config=config, channels=channels).evaluation("3")
     assert [list(row) for row in found.table["concepts"]] == [list(row) for row in expected["concepts"]]
-    plain = [name for name in expected if name not in ("concepts", "flags", "cluster_sizes", "selectivity")]
+    sums = ["selectivity", "class_selectivity"]
+    plain = [name for name in expected if name not in ("concepts", "flags", "cluster_sizes", *sums)]
     pd.testing.assert_frame_equal(found.table[plain], expected[plain])
     # sums over all images instead of batch by batch
-    np.testing.assert_allclose(found.table["selectivity"], expected["selectivity"], rtol=1e-5)
+    np.testing.assert_allclose(found.table[sums], expected[sums], rtol=1e-5)
 
 
 def test_layers_are_read_in_one_pass_and_score_as_in_a_run(tmp_path, monkeypatch):
@@ -60,7 +61,7 @@ def test_top_patches_are_the_mined_ones(tmp_path, band):
         subject.taps, subject.network, own.squares, subject.images.names, subject.channels, own.config, QUIET
     )
     found = own.top("3")
-    for name in ("channels", "values", "images", "positions", "highest", "dead", "unselective"):
+    for name in ("channels", "values", "images", "positions", "highest", "dead", "unselective", "weights"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
 
 

@@ -47,6 +47,7 @@ SCORE_COLUMNS = [
     *("random_percentile", "flags", "components"),
     *(name + suffix for name in "SQD" for suffix in ("", "_null_mean", "_null_sd", "_z", "_hat", "_p")),
     "S_z_independent",
+    *("clarity", "polysemanticity", "monosemanticity", "class_selectivity"),
 ]
 PATCH_COLUMNS = ["layer", "channel", "rank", "image", "box", "activation", "label", "cluster"]
 

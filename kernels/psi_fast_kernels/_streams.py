@@ -21,3 +21,4 @@ class Stream(IntEnum):
     RANDOM_CHANNELS = 13
     MARGINAL_PLACES = 14  # channel = axis, as in the next
     MARGINAL_STRATA = 15
+    PEER_STARTS = 16

@@ -304,6 +304,8 @@ class Study:
             max_activation=top.highest,
             selectivity=top.selectivity,
             unselective=top.unselective,
+            weights=top.weights,
+            class_selectivity=top.class_selectivity,
             keep_draws=True,
         )
 

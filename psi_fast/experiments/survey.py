@@ -31,6 +31,7 @@ class Survey:
     lowest : [C] float32, over images and positions
     names : of the images
     pace : how the forward passes ran
+    labels : [N] int64, classes of the images; None without
     """
 
     maxima: torch.Tensor
@@ -38,13 +39,16 @@ class Survey:
     lowest: torch.Tensor
     names: list[str]
     pace: Pace
+    labels: np.ndarray | None = None
 
     def top(self, channels: np.ndarray, config: PSIConfig, columns: np.ndarray | None = None) -> TopPatches:
         """The top patches of the channels (ids [C]), which are `columns` [C] of these, or those of `config.band`."""
         if config.per_image != 1:
             raise ConfigError(f"experiments take one patch an image, got per_image {config.per_image}; set it to 1")
         own = slice(None) if columns is None else columns
-        return rank_maxima(self.maxima[:, own], self.positions[:, own], self.lowest[own], channels, self.names, config)
+        return rank_maxima(
+            self.maxima[:, own], self.positions[:, own], self.lowest[own], channels, self.names, config, self.labels
+        )
 
 
 def survey(
@@ -94,6 +98,7 @@ def _survey(
             torch.stack(joined[f"lowest {row}"]).amin(0),
             subject.images.names,
             pace,
+            subject.images.labels,
         )
         for row, layer in enumerate(layers)
     }
