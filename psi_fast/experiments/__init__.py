@@ -2,13 +2,31 @@
 
 from psi_fast.experiments.ablation import ablation
 from psi_fast.experiments.depth import depth
+from psi_fast.experiments.null_size import null_size
 from psi_fast.experiments.outcome import Finding, Outcome
 from psi_fast.experiments.planted import planted
 from psi_fast.experiments.separation import separation
 from psi_fast.experiments.statistics import Claim
 from psi_fast.experiments.study import Study
 
-__all__ = ["EXPERIMENTS", "Claim", "Finding", "Outcome", "Study", "ablation", "depth", "planted", "separation"]
+__all__ = [
+    "EXPERIMENTS",
+    "Claim",
+    "Finding",
+    "Outcome",
+    "Study",
+    "ablation",
+    "depth",
+    "null_size",
+    "planted",
+    "separation",
+]
 
-EXPERIMENTS = {"separation": separation, "ablation": ablation, "depth": depth, "planted": planted}
+EXPERIMENTS = {
+    "separation": separation,
+    "ablation": ablation,
+    "depth": depth,
+    "planted": planted,
+    "null-size": null_size,
+}
 """By the name of the command."""
