@@ -100,6 +100,9 @@ def score(
         One line saying what was expected, what came and what to do.
     """
     bars = Progress(progress)
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        store.require_own(folder)
     subject = open_subject(
         model,
         layer,
@@ -117,7 +120,6 @@ def score(
         bars=bars,
     )
     about = subject.about(images)
-    folder = None if out is None else Path(out)
     if folder is not None and store.finished(folder, about):
         return store.load(folder)
     with bars.stage("concepts"):

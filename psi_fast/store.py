@@ -31,17 +31,29 @@ def finished(folder: Path, about: dict[str, Any]) -> bool:
     StoreError
         The folder holds another run, or files that are no run of psi_fast.
     """
-    if not folder.exists():
+    require_own(folder)
+    if not (folder / MANIFEST).exists():
         return False
+    held = _read_manifest(folder)
+    if held.get("identity") == about["identity"]:
+        return True
+    raise StoreError(
+        f"{folder} holds another run (with other {_differences(held, about)}); choose another folder or remove this one"
+    )
+
+
+def require_own(folder: Path) -> None:
+    """See that `folder` can become a run's, as far as that is known before the run is: it is none yet, empty or of psi_fast.
+
+    Raises
+    ------
+    StoreError
+        It is a file, or holds files that are no run of psi_fast.
+    """
+    if not folder.exists() or (folder / MANIFEST).exists():
+        return
     if not folder.is_dir():
         raise StoreError(f"--out must name a folder, but {folder} is a file")
-    if (folder / MANIFEST).exists():
-        held = _read_manifest(folder)
-        if held.get("identity") == about["identity"]:
-            return True
-        raise StoreError(
-            f"{folder} holds another run (with other {_differences(held, about)}); choose another folder or remove this one"
-        )
     foreign = [
         p.name
         for p in folder.iterdir()
@@ -49,7 +61,6 @@ def finished(folder: Path, about: dict[str, Any]) -> bool:
     ]
     if foreign:
         raise StoreError(f"{folder} holds files that are no run of psi_fast ({foreign[0]}, ...); choose another folder")
-    return False
 
 
 @contextlib.contextmanager

@@ -77,6 +77,15 @@ def test_fingerprint_changes_with_content_names_and_subset(image_folder, tmp_pat
     assert len(set(seen)) == len(seen)
 
 
+def test_fingerprint_tells_files_of_one_size_that_changed_within_a_second(tmp_path):
+    seen = []
+    for blue, time in ((1, 10**18), (2, 10**18 + 1000)):
+        paint(tmp_path / "a.bmp", (0, 0, blue))
+        os.utime(tmp_path / "a.bmp", ns=(time, time))
+        seen.append(open_images(tmp_path).fingerprint)
+    assert seen[0] != seen[1]
+
+
 # ---- subsets
 
 

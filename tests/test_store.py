@@ -215,6 +215,15 @@ def test_a_folder_with_foreign_files_is_refused_and_untouched(tmp_path):
     assert snapshot(tmp_path) == before
 
 
+def test_a_foreign_folder_is_refused_before_a_dataset_is_decoded(tmp_path):
+    class Unread(tiny.Pictures):
+        def __getitem__(self, index):
+            raise AssertionError("read")
+
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert "thesis.tex" in message(tiny.score, images=Unread(), out=tmp_path, error=StoreError)
+
+
 def test_an_empty_folder_is_taken(tmp_path):
     score(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
