@@ -16,7 +16,7 @@ from PIL import Image
 
 from psi_fast.checkpoints import one_line
 from psi_fast.errors import InputError
-from psi_fast.image_trees import EXTENSIONS
+from psi_fast.image_trees import EXTENSIONS, file_stamp
 from psi_fast.images import ImageSet
 
 FILES = (".parquet", ".arrow")
@@ -67,7 +67,7 @@ def open_dataset(source: Any) -> ImageSet:
             f"images must have a length and be read by number, got a {type(data).__name__}; do not stream the dataset"
         )
     column = _image_column(package, data)
-    labels, names, warnings = _labels(package, data, column)
+    labels, classes, warnings = _labels(package, data, column)
     data = data.cast_column(column, package.Image(decode=False))  # bytes, so that threads decode
     lock = threading.Lock()
 
@@ -78,19 +78,8 @@ def open_dataset(source: Any) -> ImageSet:
             raise ValueError("the row holds no image")
         return Image.open(io.BytesIO(held["bytes"]) if held["bytes"] is not None else held["path"])
 
-    count = len(data)
-    stamps = [str(data._fingerprint)] * count  # the package's own, over the files and every change made since
-    # a row that holds a path says nothing of what that file holds
-    embedded = all(chunk.field("bytes").null_count == 0 for chunk in data.data.column(column).chunks)
-    return ImageSet(
-        [str(i) for i in range(count)],
-        read,
-        stamps,
-        labels=labels,
-        class_names=names,
-        warnings=warnings,
-        lasting=embedded,
-    )
+    names = [str(i) for i in range(len(data))]
+    return ImageSet(names, read, _stamps(data, column), labels=labels, class_names=classes, warnings=warnings)
 
 
 def _package() -> ModuleType:
@@ -187,6 +176,23 @@ def _image_column(package: ModuleType, data: Any) -> str:
         if isinstance(feature, package.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"}):
             return name
     raise InputError(f"the dataset has no column of images; its columns are {', '.join(data.column_names)}")
+
+
+def _stamps(data: Any, column: str) -> list[str]:
+    """What tells each row's image: the package's own fingerprint, over the files and every change made since.
+
+    That is blind to what the files hold that rows only point to, so the state of these files comes with it.
+    """
+    own = str(data._fingerprint)
+    if all(chunk.field("bytes").null_count == 0 for chunk in data.data.column(column).chunks):
+        return [own] * len(data)
+    stamps = []
+    for table in data.select_columns([column]).with_format("arrow").iter(1000):
+        for chunk in table.column(column).chunks:
+            held, paths = chunk.field("bytes").is_valid().to_pylist(), chunk.field("path").to_pylist()
+            for inside, path in zip(held, paths, strict=True):
+                stamps.append(own if inside or path is None else f"{own} {file_stamp(Path(path))}")
+    return stamps
 
 
 def _labels(package: ModuleType, data: Any, image: str) -> tuple[np.ndarray | None, list[str] | None, list[str]]:

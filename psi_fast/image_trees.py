@@ -73,7 +73,7 @@ class _Folder:
                 if (here / sub).is_symlink() and (here / sub).resolve() in (here.resolve(), *here.resolve().parents):
                     raise InputError(f"folder link {str(here / sub)!r} leads back to a folder above it; remove it")
             for file in files:
-                self.stamps[(here / file).relative_to(root).as_posix()] = _file_stamp(here / file)
+                self.stamps[(here / file).relative_to(root).as_posix()] = file_stamp(here / file)
 
     def read(self, name: str) -> bytes:
         return (self._root / name).read_bytes()
@@ -108,7 +108,8 @@ class _Zip:
             return self._zip.read(name)
 
 
-def _file_stamp(path: Path) -> str:
+def file_stamp(path: Path) -> str:
+    """A file's size and time of change."""
     try:
         status = path.stat()
     except OSError:  # a dangling link: named when the image is loaded

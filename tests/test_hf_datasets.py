@@ -201,12 +201,17 @@ def test_labels_of_another_kind_are_one_line(kind, values):
 def test_files_that_rows_point_to_count(tmp_path):
     for i in range(14):
         tiny.picture(i).save(tmp_path / f"{i:02}.png")
-    data = datasets.Dataset.from_dict({"image": [str(path) for path in sorted(tmp_path.glob("*.png"))]})
-    data = data.cast_column("image", datasets.Image())
-    first = tiny.score(images=data)
-    assert tiny.score(images=data).manifest["identity"] == first.manifest["identity"]
-    tiny.picture(20).save(tmp_path / "13.png")
-    assert tiny.score(images=data).manifest["identity"] != first.manifest["identity"]
+    held = [str(path) for path in sorted(tmp_path.glob("*.png"))] + [png(20)]
+    data = datasets.Dataset.from_dict({"image": held}, features=datasets.Features({"image": datasets.Image()}))
+    data = data.select(range(14, 0, -1))
+    first = open_images(data)
+    assert open_images(data).fingerprint == first.fingerprint
+    assert first.lasting
+    tiny.picture(20).save(tmp_path / "00.png")  # not selected
+    assert open_images(data).fingerprint == first.fingerprint
+    tiny.picture(20).save(tmp_path / "07.png")
+    assert open_images(data).fingerprint != first.fingerprint
+    np.testing.assert_array_equal(np.asarray(first.load(7)), np.asarray(tiny.picture(20)))
 
 
 def test_what_is_no_images_is_one_line(tmp_path):
