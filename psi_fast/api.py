@@ -85,7 +85,8 @@ def score(
         Leave out images that cannot be decoded, and count them, instead of stopping.
     bank : path or "stream", optional
         Folder that keeps decoded images for other runs; None is psi_fast's cache folder. "stream" keeps none: images are
-        decoded when they are mined, and those with a top patch once more; a dataset must give the same image each time.
+        decoded when they are mined, and those with a top patch once more; a dataset, which must give the same image each
+        time, is decoded once before that, to tell its run from others.
     bank_side : int, optional
         Side in px that the images' centre squares are kept at; None is what network and encoder resize to, or less
         where the images are smaller.
