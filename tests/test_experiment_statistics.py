@@ -12,6 +12,7 @@ from psi_fast.experiments.statistics import (
     auroc,
     aurocs,
     contrast,
+    effect_size,
     intraclass,
     mean,
     median,
@@ -62,6 +63,21 @@ def test_mean_and_median_with_intervals():
     assert middle.value == np.median(values)
     assert middle.low < middle.value < middle.high
     assert np.isnan(mean("m", np.full(5, 2.0), seed=0).low)
+
+
+def test_effect_size_is_the_t_statistic_over_root_n_and_its_interval_covers():
+    rng = np.random.default_rng(4)
+    hits = 0
+    for number in range(200):
+        values = rng.normal(0.6, 1, 50)
+        found = effect_size("e", np.append(values, np.nan), seed=number)
+        hits += found.low <= 0.6 <= found.high
+    assert found.value == pytest.approx(stats.ttest_1samp(values, 0).statistic / np.sqrt(50))
+    assert stats.binom.cdf(hits, 200, 0.95) > 0.001
+    assert hits >= 178
+    assert np.isnan(effect_size("e", np.full(5, 2.0), seed=0).value)
+    few = effect_size("e", np.array([1.0, 2, 3, 5]), seed=0)  # some resamples do not vary
+    assert few.low < few.value < few.high
 
 
 def test_rank_correlation_is_spearmans_and_its_interval_fishers():

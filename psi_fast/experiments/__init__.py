@@ -4,6 +4,7 @@ from psi_fast.experiments.ablation import ablation
 from psi_fast.experiments.depth import depth
 from psi_fast.experiments.null_size import null_size
 from psi_fast.experiments.outcome import Finding, Outcome
+from psi_fast.experiments.patch_swap import patch_swap
 from psi_fast.experiments.planted import planted
 from psi_fast.experiments.separation import separation
 from psi_fast.experiments.statistics import Claim
@@ -18,6 +19,7 @@ __all__ = [
     "ablation",
     "depth",
     "null_size",
+    "patch_swap",
     "planted",
     "separation",
 ]
@@ -26,6 +28,7 @@ EXPERIMENTS = {
     "separation": separation,
     "ablation": ablation,
     "depth": depth,
+    "patch-swap": patch_swap,
     "planted": planted,
     "null-size": null_size,
 }

@@ -141,6 +141,18 @@ def paired(name: str, differences: np.ndarray, *, seed: int, paper: str = "") ->
     )
 
 
+def effect_size(name: str, differences: np.ndarray, *, seed: int, paper: str = "") -> Claim:
+    """The mean of paired differences [n] in their standard deviations (Cohen's d_z), with a bootstrap interval over them."""
+    differences = _finite(differences)
+    how = f"mean / standard deviation; bootstrap over {len(differences)} units, {RESAMPLES} samples"
+    if len(differences) < 3 or np.ptp(differences) == 0:
+        return Claim(name, float("nan"), count=len(differences), how=how, paper=paper)
+    rows = np.random.default_rng(seed).integers(len(differences), size=(RESAMPLES, len(differences)))
+    low, high = np.nanquantile(_standardised(differences[rows]), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    value = float(_standardised(differences[None])[0])
+    return Claim(name, value, float(low), float(high), count=len(differences), how=how, paper=paper)
+
+
 def sign_flip(differences: np.ndarray, *, seed: int, resamples: int = 9999) -> float:
     """Two-sided p that the mean of differences [n] is 0 when each could as well have the other sign; nan when there is none.
 
@@ -216,6 +228,12 @@ def _interval(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(found.low), float(found.high)
+
+
+def _standardised(values: np.ndarray) -> np.ndarray:
+    """Mean over standard deviation of the rows of [r, n]; nan for a constant row."""
+    spread = values.std(1, ddof=1)
+    return np.divide(values.mean(1), spread, out=np.full(len(values), np.nan), where=spread > 0)
 
 
 def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
