@@ -1,6 +1,7 @@
 """The paper's experiments, its open questions, and the ground truth it lacks: each a function of a Study."""
 
 from psi_fast.experiments.ablation import ablation
+from psi_fast.experiments.bands import bands
 from psi_fast.experiments.depth import depth
 from psi_fast.experiments.null_size import null_size
 from psi_fast.experiments.outcome import Finding, Outcome
@@ -17,6 +18,7 @@ __all__ = [
     "Outcome",
     "Study",
     "ablation",
+    "bands",
     "depth",
     "null_size",
     "patch_swap",
@@ -31,5 +33,6 @@ EXPERIMENTS = {
     "patch-swap": patch_swap,
     "planted": planted,
     "null-size": null_size,
+    "bands": bands,
 }
 """By the name of the command."""
