@@ -1,7 +1,7 @@
 """Reading a network's layers: which there are, and what one of them outputs. The only module that registers hooks."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from psi_fast.attention_heads import HEADS, Heads, find_heads, heads_of
-from psi_fast.checkpoints import one_line
 from psi_fast.errors import ModelError, nearest
-from psi_fast.forward import Pace, autocast, channels_last, in_slices
+from psi_fast.forward import Pace, autocast, channels_last, in_slices, name_of
+from psi_fast.trial_forward import frozen, moved, trial_forward
 from psi_fast.unit_layout import Layout, layout_of
 
 if TYPE_CHECKING:
@@ -29,9 +29,11 @@ class LayerInfo:
     shape: tuple[int, ...]
     """Output shape without the batch."""
     channels: int
-    """Units it has by the layout rule of `ActivationTap`; 0 when the output has other than 2 to 4 dimensions."""
+    """Units it has by the layout rule of `ActivationTap`; 0 when it is refused."""
     calls: int
     """Times it runs in one forward pass; a layer that runs more than once cannot be tapped."""
+    refused: str = ""
+    """Why its output cannot be tapped, such as "a tuple"; empty when it can."""
 
 
 class _Stop(BaseException):
@@ -97,7 +99,12 @@ class ActivationTap:
     ) -> None:
         modules = dict(network.module.named_modules())
         self._heads = find_heads(network.module, layer, network.name) if layer.endswith(HEADS) else None
-        if not self._heads and (layer not in modules or not layer):
+        if not layer:
+            raise ModelError(
+                f"the layer's name is empty, which stands for {network.name} as a whole; name one of its modules, as "
+                "`psi-fast layers` lists them"
+            )
+        if not self._heads and layer not in modules:
             raise ModelError(
                 f"layer {layer!r} not found in {network.name}{nearest(layer, modules)}; list layers with `psi-fast layers`"
             )
@@ -174,7 +181,7 @@ class ActivationTap:
         """Shape of one image's output and its layout, from two blank images through the whole network."""
         handle = self._hook()
         try:
-            _run(self.network, torch.zeros)
+            trial_forward(self.network, torch.zeros)
             seen = list(self._seen)
         finally:
             handle.remove()
@@ -186,12 +193,10 @@ class ActivationTap:
                 "column `calls` of `psi-fast layers`"
             )
         output = seen[0]
-        if not isinstance(output, torch.Tensor):
-            raise ModelError(f"{where} gives a {type(output).__name__}, expected one tensor; choose a layer inside it")
-        if not 2 <= output.ndim <= 4 or not output.is_floating_point() or len(output) != 2:
+        if refused := _refused(output, 2):
             raise ModelError(
-                f"{where} gives {output.dtype} {tuple(output.shape)} for 2 images, expected a floating-point "
-                "[2, C, H, W], [2, T, C] or [2, C]; choose another layer"
+                f"{where} gives {refused}, expected one floating-point tensor [2, C, H, W], [2, T, C] or [2, C] for 2 images; "
+                "choose another layer, or one inside it"
             )
         shape = tuple(output.shape[1:])
         return shape, layout_of(shape)
@@ -239,8 +244,8 @@ def _opened(taps: Sequence[ActivationTap]) -> ExitStack:
             raise _Stop
 
     with ExitStack() as stack:
-        stack.enter_context(_frozen(network.module))
-        stack.enter_context(_moved(network, taps[0].device))
+        stack.enter_context(frozen(network.module))
+        stack.enter_context(moved(network, taps[0].device))
         for tap in taps:
             stack.callback(tap._hook(end).remove)
         return stack.pop_all()
@@ -267,21 +272,22 @@ def _read(taps: Sequence[ActivationTap], batch: torch.Tensor, pace: Pace) -> lis
 def list_layers(network: "Network") -> list[LayerInfo]:
     """Every module of `network` that outputs a tensor, in the order they first finish, seen on one blank image.
 
-    Of a tuple, list or mapping (a model output of transformers) the first tensor counts. The network itself, as the
-    unnamed module, is left out; heads that can be read are listed as NAME#heads. Its state is as before afterwards.
+    Of a tuple, list or mapping (a model output of transformers), which cannot be tapped, the first tensor's shape is told.
+    The network itself, as the unnamed module, is left out; heads that can be read are listed as NAME#heads. Its state is as
+    before afterwards.
     """
     found: dict[str, LayerInfo] = {}
 
-    def add(name: str, kind: str, tensor: torch.Tensor | None) -> None:
+    def add(name: str, kind: str, output: Any) -> None:
+        tensor = _first_tensor(output)
         if name in found:
             found[name] = replace(found[name], calls=found[name].calls + 1)
         elif tensor is not None:
-            shape = tuple(tensor.shape[1:])
-            channels = layout_of(shape).channels if 1 <= len(shape) <= 3 else 0
-            found[name] = LayerInfo(name, kind, shape, channels, 1)
+            shape, refused = tuple(tensor.shape[1:]), _refused(output, 1)
+            found[name] = LayerInfo(name, kind, shape, 0 if refused else layout_of(shape).channels, 1, refused)
 
     def record(name: str, module: nn.Module) -> Callable[..., None]:
-        return lambda _module, _inputs, output: add(name, type(module).__name__, _first_tensor(output))
+        return lambda _module, _inputs, output: add(name, type(module).__name__, output)
 
     def record_heads(name: str, module: nn.Module, heads: Heads) -> Callable[..., None]:
         norms = heads.reader(name)
@@ -301,7 +307,7 @@ def list_layers(network: "Network") -> list[LayerInfo]:
             if name and (heads := heads_of(module)):
                 see = record_heads(name, module, heads)
                 stack.callback(heads.source.register_forward_pre_hook(see, with_kwargs=True).remove)
-        _run(network, torch.zeros, count=1)
+        trial_forward(network, torch.zeros, count=1)
     return list(found.values())
 
 
@@ -313,25 +319,64 @@ def final_linear(network: "Network") -> str:
     ModelError
         When there is none: the head is a convolution, an average of heads, or is followed by other work.
     """
+    return _head(network, (nn.Linear,), "an nn.Linear")
+
+
+def class_head(network: "Network") -> str:
+    """Name of the module whose rows are the class vectors: as `final_linear`, or a 1 x 1 convolution.
+
+    The mean over a convolution's positions, with a ReLU in front of it or without one, is the network's own output.
+
+    Raises
+    ------
+    ModelError
+        When there is none: the head is another convolution, an average of heads, or is followed by other work.
+    """
+    return _head(network, (nn.Linear, nn.Conv2d), "an nn.Linear or a 1 x 1 convolution")
+
+
+def _head(network: "Network", kinds: tuple[type[nn.Module], ...], what: str) -> str:
     last: list[tuple[str, torch.Tensor]] = []
 
     def record(name: str) -> Callable[..., None]:
-        return lambda _module, _inputs, output: last.append((name, output))
+        return lambda _module, _inputs, output: last.append((name, output.clone()))  # a ReLU may work in place
 
     def noise(*shape: int, device: torch.device | None) -> torch.Tensor:
         return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device)
 
     with ExitStack() as stack:
         for name, module in network.module.named_modules():
-            if name and isinstance(module, nn.Linear):
+            if name and isinstance(module, kinds):
                 stack.callback(module.register_forward_hook(record(name)).remove)
-        result = _first_tensor(_run(network, noise))
-    if not last or result is None or result.ndim != 2 or not torch.equal(last[-1][1], result):
+        result = _first_tensor(trial_forward(network, noise))
+    if not last or result is None or result.ndim != 2 or not _gives(network, *last[-1], result):
         raise ModelError(
-            f"{network.name} does not end in an nn.Linear that gives its [B, classes] output, so it has no class "
-            "vectors to compare with; use a classifier that does, such as efficientnet-lite:lite2 or torchvision:resnet50"
+            f"{network.name} does not end in {what} that gives its [B, classes] output, so it has no class vectors to "
+            "compare with; use a classifier that does, such as efficientnet-lite:lite2 or torchvision:resnet50"
         )
     return last[-1][0]
+
+
+def _gives(network: "Network", name: str, output: torch.Tensor, result: torch.Tensor) -> bool:
+    """Whether the network's `result` is the `output` of its module `name`, of a 1 x 1 convolution its mean."""
+    module = network.module.get_submodule(name)
+    if isinstance(module, nn.Linear):
+        return torch.equal(output, result)
+    if not isinstance(module, nn.Conv2d) or (module.kernel_size, module.groups) != ((1, 1), 1):
+        return False
+    means = (output.mean((2, 3)), output.relu().mean((2, 3)))
+    return any(mean.shape == result.shape and torch.allclose(mean, result, rtol=1e-4, atol=1e-5) for mean in means)
+
+
+def _refused(output: Any, count: int) -> str:
+    """What is wrong with a layer's output for `count` images; empty when it can be tapped."""
+    if not isinstance(output, torch.Tensor):
+        return f"a {type(output).__name__}"
+    if not output.is_floating_point():
+        return f"whole numbers ({name_of(output.dtype)})" if output.dtype != torch.bool else "truth values (bool)"
+    if not 2 <= output.ndim <= 4:
+        return f"{output.ndim} dimensions"
+    return "" if len(output) == count else f"{len(output)} rows for {count} image{'s'[: count > 1]}"
 
 
 def _first_tensor(output: Any) -> torch.Tensor | None:
@@ -340,55 +385,3 @@ def _first_tensor(output: Any) -> torch.Tensor | None:
     if isinstance(output, (tuple, list)) and output:
         output = output[0]
     return output if isinstance(output, torch.Tensor) and output.ndim >= 1 else None
-
-
-def _run(network: "Network", make: Callable[..., torch.Tensor], count: int = 2) -> Any:
-    """Output of the whole network for `count` made-up images, where its parameters are."""
-    size = network.preprocess.size
-    with _frozen(network.module), torch.no_grad():
-        try:
-            return network.module(make(count, 3, size, size, device=_device(network)))
-        except ModelError:  # from a hook
-            raise
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise ModelError(
-                f"{network.name} cannot run on images of [3, {size}, {size}] ({one_line(error)}); give the module an "
-                "attribute `preprocess` of type psi_fast.Preprocess with the right size"
-            ) from error
-
-
-def _device(network: "Network") -> torch.device | None:
-    """Where the network's parameters and buffers are; None when it has none."""
-    devices = {tensor.device for tensor in (*network.module.parameters(), *network.module.buffers())}
-    if len(devices) > 1:
-        raise ModelError(f"{network.name} is spread over {sorted(map(str, devices))}; move it to one device")
-    return devices.pop() if devices else None
-
-
-@contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    """Eval mode without parameter gradients; every flag is put back afterwards."""
-    training = [(part, part.training) for part in module.modules()]
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    try:
-        module.eval()
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for part, flag in training:
-            part.training = flag
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def _moved(network: "Network", device: torch.device) -> Iterator[None]:
-    """The network on `device`, and back where it was afterwards."""
-    home = _device(network)
-    try:
-        network.module.to(device)
-        yield
-    finally:
-        if home is not None:
-            network.module.to(home)

@@ -58,7 +58,8 @@ def show_scores(scores: Scores, folder: Path, count: int = 15) -> None:
     console.print(
         f"{len(scores.table)} channel{'s' * (len(scores.table) != 1)}: {scores.significant()} significant (q < .05), "
         f"{above} above {REMARKABLE} % of random ones, {flags.get('dead', 0)} dead, "
-        f"{flags.get('few_patches', 0)} with too few patches, {degenerate} degenerate; "
+        f"{flags.get('unselective', 0)} unselective, {flags.get('few_patches', 0)} with too few patches, "
+        f"{degenerate} degenerate; "
         f"median PSI {_number(scores.table['psi'].median(), 3)}"
     )
     seconds = manifest["seconds"]
@@ -98,7 +99,10 @@ def show_outcome(outcome: "Outcome") -> None:
 def show_layers(
     layers: Iterable[LayerInfo], fields: Mapping[str, tuple[Field | None, Field | None]] | None = None
 ) -> None:
-    """Print name, type, output shape and channels of each layer, in the order of execution, and its fields where given."""
+    """Print name, type, output shape and channels (or why there are none) of each layer, in the order of execution.
+
+    Its fields are added where given.
+    """
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("layer", "type", "output"):
         table.add_column(name, overflow="fold")
@@ -107,7 +111,8 @@ def show_layers(
     for layer in layers:
         shape = " x ".join(map(str, layer.shape))
         measured = () if fields is None else map(_field, fields[layer.name])
-        table.add_row(escape(layer.name), layer.type, shape, str(layer.channels), str(layer.calls), *measured)
+        channels = escape(layer.refused) if layer.refused else str(layer.channels)
+        table.add_row(escape(layer.name), layer.type, shape, channels, str(layer.calls), *measured)
     _console().print(table)
 
 

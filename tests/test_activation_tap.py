@@ -45,13 +45,14 @@ class TestListLayers:
         assert layers["conv"].channels == 6
         assert layers["relu"].calls == 2
         assert layers["pair"].shape == (64, 5)  # the first tensor of an LSTM's output
-        assert layers["pair"].channels == 5
+        assert (layers["pair"].channels, layers["pair"].refused) == (0, "a tuple")
+        assert not any(layer.refused for layer in layers.values() if layer.name != "pair")
         assert (layers["head"].type, layers["head"].shape, layers["head"].calls) == ("Linear", (10,), 1)
 
     def test_state_after_an_error(self, net):
         net.module.behind.armed = True
         before = state(net)
-        with pytest.raises(LookupError):
+        with pytest.raises(ModelError, match="LookupError: boom"):
             list_layers(net)
         assert_same_state(before, state(net))
 
@@ -59,6 +60,25 @@ class TestListLayers:
         network = Network(nn.Sequential(nn.Flatten(), nn.Linear(7, 2)), SMALL, "flat")
         with pytest.raises(ModelError, match=r"cannot run on images of \[3, 32, 32\].*attribute `preprocess`"):
             list_layers(network)
+
+    @pytest.mark.parametrize(
+        ("output", "refused"),
+        [
+            (torch.zeros(2, 3, 4, 5, 6), "5 dimensions"),
+            (torch.zeros(2), "1 dimensions"),
+            (torch.zeros(2, 3, dtype=torch.int64), "whole numbers (int64)"),
+            (torch.zeros(2, 3, dtype=torch.bool), "truth values (bool)"),
+            ([torch.zeros(2, 3)], "a list"),
+        ],
+    )
+    def test_outputs_that_are_refused(self, output, refused):
+        network = Network(nn.Sequential(Give(output), Swallow()), SMALL, "give")
+        if isinstance(output, torch.Tensor):
+            (layer,) = [layer for layer in list_layers(network) if layer.name == "0"]
+            assert (layer.channels, layer.refused) == (0, refused)
+        with pytest.raises(ModelError) as caught:
+            ActivationTap(network, "0", CPU)
+        assert f"gives {refused}, expected" in str(caught.value)
 
 
 class TestTap:
@@ -132,7 +152,7 @@ class TestTap:
     def test_state_after_a_module_raises_while_examined(self, net):
         net.module.behind.armed = True
         before = state(net)
-        with pytest.raises(LookupError):
+        with pytest.raises(ModelError, match="LookupError: boom"):
             ActivationTap(net, "conv2", CPU)
         assert_same_state(before, state(net))
 
@@ -140,11 +160,11 @@ class TestTap:
         ("layer", "message"),
         [
             ("conv3", r"'conv3' not found in net; nearest: 'conv', 'conv2'.*psi-fast layers"),
-            ("", "not found"),
+            ("", "name is empty.*net as a whole.*psi-fast layers"),
             ("relu", "runs 2 times"),
             ("pair", "gives a tuple"),
             ("unused", "runs 0 times"),
-            ("windows", r"expected a floating-point"),
+            ("windows", r"gives 8 rows for 2 images, expected one floating-point"),
         ],
     )
     def test_bad_layers(self, net, layer, message):
@@ -237,6 +257,13 @@ class Give(nn.Module):
 
     def forward(self, x):
         return self.value[: len(x)]
+
+
+class Swallow(nn.Module):
+    """Takes anything."""
+
+    def forward(self, x):
+        return torch.zeros(2, 3)
 
 
 class Split(nn.Module):

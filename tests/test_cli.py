@@ -76,6 +76,12 @@ BAD = {  # name -> (changed flags, parts of the message)
     "encoder family": ({"encoder": "openclip:ViT-B-32/x"}, ["'openclip:", "'open_clip'"]),
     "encoder network": ({"encoder": "classifier:efficientnet-lite:lite7"}, ["lite7", "nearest"]),
     "encoder without a linear layer": ({"encoder": "classifier:tiny:network"}, ["nn.Linear"]),
+    "layer that changes its shape": ({"network": "tiny_changing:by_content", "layer": "4"}, ["'4'", "keeps its shape"]),
+    "layer that depends on the batch": (
+        {"network": "tiny_changing:by_batch", "layer": "4"},
+        ["'4'", "keeps its shape"],
+    ),
+    "layer without a name": ({"layer": ""}, ["empty", "psi-fast layers"]),
     "images": ({"images": "/no/such/folder"}, ["/no/such/folder"]),
     "top_k": ({"top_k": "25"}, ["25", "24"]),
     "top_k too small": ({"top_k": "5"}, ["top_k", "5"]),

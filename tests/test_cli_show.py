@@ -53,7 +53,7 @@ def test_layers_with_fields(capsys):
     assert rows["0"][-6:-3] == ["8", "x", "8"]
     for layer in ("2.self_attn#heads", "2", "4"):
         assert "whole image" in " ".join(rows[layer]), layer
-    assert rows["2.self_attn"][-2:] == ["-", "-"]  # a tuple
+    assert rows["2.self_attn"][-5:] == ["a", "tuple", "1", "-", "-"]
     assert err == ""  # no bar where stderr is no terminal
 
 
@@ -70,6 +70,7 @@ def test_show_prints_channels_counts_times_and_folder(finished, capsys):
     squeezed, dense = " ".join(out.split()), "".join(out.split())
     scores = psi_fast.load(finished)
     assert f"6 channels: {scores.significant()} significant" in squeezed
+    assert f" {scores.flag_counts().get('unselective', 0)} unselective, " in squeezed
     assert "mining" in squeezed
     assert "total" in squeezed
     assert "".join(f"results: {finished}".split()) in dense

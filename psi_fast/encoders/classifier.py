@@ -1,11 +1,11 @@
-"""A classifier as an encoder: what goes into its last linear layer, and that layer's rows as the concepts."""
+"""A classifier as an encoder: what goes into its last layer, and that layer's rows as the concepts."""
 
 from typing import Self
 
 import torch
 from torch import nn
 
-from psi_fast.activation_tap import ActivationTap, final_linear
+from psi_fast.activation_tap import ActivationTap, class_head
 from psi_fast.errors import ModelError
 from psi_fast.forward import Pace, channels_last, fast_precision, name_of
 from psi_fast.networks import Network, load_network
@@ -17,7 +17,8 @@ class ClassifierEncoder:
     """Penultimate features of a classifier, aligned with its class vectors.
 
     The logits are products of the two, so an image lies near the class vectors of what it shows. There is no text
-    tower: the concepts are the classes.
+    tower: the concepts are the classes. The last layer is an nn.Linear, or a 1 x 1 convolution whose outputs are averaged
+    over positions (SqueezeNet, timm's resnetv2), for which the features are averaged as well.
 
     Parameters
     ----------
@@ -35,14 +36,14 @@ class ClassifierEncoder:
         self.name = f"classifier:{self._network.name}"
         self.preprocess = self._network.preprocess
         self.warnings = list(self._network.warnings)
-        self._layer = final_linear(self._network)
+        self._layer = class_head(self._network)
         self._asked: torch.dtype | None = None
         self.to(torch.device("cpu"))
 
     def encode(self, batch: torch.Tensor) -> torch.Tensor:
         """Penultimate features float32 [B, d] of preprocessed crops [B, 3, size, size]; not normalised."""
         with self._tap, torch.inference_mode():
-            return self._tap(batch)[:, :, 0]
+            return self._tap(batch).mean(2)
 
     def concepts(
         self, vocabulary: Vocabulary | None, progress: Progress | None = None
@@ -54,7 +55,8 @@ class ClassifierEncoder:
         ModelError
             When `vocabulary` asks for other concepts than the classes.
         """
-        rows = self._network.module.get_parameter(f"{self._layer}.weight").detach().float().cpu().clone()
+        rows = self._network.module.get_parameter(f"{self._layer}.weight").detach()
+        rows = rows.flatten(1).float().cpu().clone()  # a 1 x 1 convolution's are [P, d, 1, 1]
         names = self._network.class_names or [f"class {index}" for index in range(len(rows))]
         if vocabulary is not None and vocabulary.concepts != tuple(names):
             raise ModelError(

@@ -45,16 +45,27 @@ def load_network(spec: str | nn.Module | Network) -> Network:
     ------
     ModelError
         For an unknown family, network or weights (with the nearest names), a missing package, a file that cannot be
-        read or does not fit, a hub that cannot be reached (with the file to fetch), or a TorchScript module.
+        read or does not fit, a hub that cannot be reached (with the file to fetch), or what TorchScript or torch.export made.
     """
     network = _load(spec)
-    scripted = [name for name, part in network.module.named_modules() if isinstance(part, torch.jit.ScriptModule)]
-    if scripted:
-        raise ModelError(
-            f"{network.name} is TorchScript{f' in {scripted[0]!r}' if scripted[0] else ''}, which runs its layers as one "
-            "compiled graph, so none of them can be read; give the nn.Module that it was scripted or traced from"
-        )
+    for name, part in network.module.named_modules():
+        where = f" in {name!r}" if name else ""
+        if isinstance(part, torch.jit.ScriptModule):
+            raise ModelError(
+                f"{network.name} is TorchScript{where}, which runs its layers as one compiled graph, so none of them can be "
+                "read; give the nn.Module that it was scripted or traced from"
+            )
+        if _is_exported(part):
+            raise ModelError(f"{network.name} comes from torch.export{where}, {_EXPORTED}")
     return network
+
+
+_EXPORTED = "which keeps one graph in place of the layers' own code; give the nn.Module that it was exported from"
+
+
+def _is_exported(thing: object) -> bool:
+    """Whether it is an ExportedProgram, or a module made from one."""
+    return any(kind.__module__.startswith("torch.export.") for kind in type(thing).__mro__)
 
 
 def _load(spec: str | nn.Module | Network) -> Network:
@@ -62,6 +73,8 @@ def _load(spec: str | nn.Module | Network) -> Network:
         return spec
     if isinstance(spec, nn.Module):
         return _from_module(spec, type(spec).__name__)
+    if _is_exported(spec):
+        raise ModelError(f"a {type(spec).__name__} of torch.export cannot be read layer by layer, {_EXPORTED}")
     if not isinstance(spec, str):
         raise ModelError(f"a network is a spec, an nn.Module or a Network, got {type(spec).__name__}")
     family, colon, rest = spec.partition(":")

@@ -1,0 +1,91 @@
+"""A network run once on made-up images: in eval mode, its state as before afterwards, its errors as one clear line."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from psi_fast.checkpoints import one_line
+from psi_fast.errors import ModelError
+from psi_fast.forward import name_of
+
+if TYPE_CHECKING:
+    from psi_fast.networks import Network
+
+
+def trial_forward(network: "Network", make: Callable[..., torch.Tensor], count: int = 2) -> Any:
+    """Output of the whole network for `count` made-up images, where its parameters are.
+
+    Raises
+    ------
+    ModelError
+        The network raises anything, or lies on several devices.
+    """
+    size = network.preprocess.size
+    images = make(count, 3, size, size, device=home(network))
+    try:
+        with frozen(network.module), torch.no_grad():
+            return network.module(images)
+    except ModelError:  # from a hook
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{network.name} cannot run on images of [3, {size}, {size}] ({type(error).__name__}: {one_line(error)}); "
+            f"{_remedy(network, error)}"
+        ) from error
+
+
+def _remedy(network: "Network", error: Exception) -> str:
+    """What to do about an error of the network's own."""
+    dtypes = {parameter.dtype for parameter in network.module.parameters() if parameter.is_floating_point()}
+    if other := dtypes - {torch.float32}:
+        names = " and ".join(sorted(map(name_of, other)))
+        return f"its weights are {names} and it is fed float32: give net.float(), and choose its speed by `precision`"
+    if isinstance(error, TypeError) and "argument" in str(error):
+        return "it is called with a batch of images alone: wrap it in an nn.Module whose forward takes nothing else"
+    size = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
+    if isinstance(error, size) and not isinstance(error, NotImplementedError):
+        return (
+            "if it takes images of another size, give the module an attribute `preprocess` of type psi_fast.Preprocess: "
+            "net.preprocess = psi_fast.Preprocess(size=..., resize=...)"
+        )
+    return "mend its forward, which is called with a batch of images alone"
+
+
+def home(network: "Network") -> torch.device | None:
+    """Where the network's parameters and buffers are; None when it has none."""
+    devices = {tensor.device for tensor in (*network.module.parameters(), *network.module.buffers())}
+    if len(devices) > 1:
+        raise ModelError(f"{network.name} is spread over {sorted(map(str, devices))}; move it to one device")
+    return devices.pop() if devices else None
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Eval mode without parameter gradients; every flag is put back afterwards."""
+    training = [(part, part.training) for part in module.modules()]
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        module.eval()
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for part, flag in training:
+            part.training = flag
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def moved(network: "Network", device: torch.device) -> Iterator[None]:
+    """The network on `device`, and back where it was afterwards."""
+    before = home(network)
+    try:
+        network.module.to(device)
+        yield
+    finally:
+        if before is not None:
+            network.module.to(before)
