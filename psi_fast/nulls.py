@@ -45,7 +45,7 @@ def draw_nulls(
     if labels is not None and components.Q is not None:
         nulls["Q"] = _permutation_moments(patches, clusters, components.Q, labels, config, progress, keep)
     if bank is not None and components.D is not None:
-        nulls["D"] = _text_moments(patches, clusters, components, bank, config, keep)
+        nulls["D"] = text_moments(patches, clusters, components, bank, config, keep)
     return nulls
 
 
@@ -158,9 +158,10 @@ def _permutation_moments(
     return result
 
 
-def _text_moments(
+def text_moments(
     patches: PatchEmbeddings, clusters: Clusters, components: Components, bank: Bank, config: PSIConfig, keep: bool
 ) -> NullMoments:
+    """The null of D alone; of `patches` it reads the channels' ids and how many are the layer's own."""
     observed = components.D
     result = _empty(observed, config, keep)
     # one cluster has nothing to be told apart from: its null has no variation

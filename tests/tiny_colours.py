@@ -84,3 +84,48 @@ class ColourEncoder(TinyEncoder):
 
 
 CONFIG = tiny.replace(tiny.CONFIG, patch="image", draws=40, top_k=16)
+
+
+class Both(nn.Module):
+    """[B, 6, H, W] -> [B, 21, H, W], one-colour units and two-colour units in one layer."""
+
+    def forward(self, x):
+        return torch.cat((x, Pairs()(x)), 1)
+
+
+def both_network():
+    """One- and two-colour units in layer "1"."""
+    made = network()
+    made.module[1] = Both()
+    return made
+
+
+class Rough(nn.Module):
+    """What a blur takes away: noise that knows nothing of a picture's colour."""
+
+    def forward(self, x):
+        return x - nn.functional.avg_pool2d(x, 9, 1, 4, count_include_pad=False)
+
+
+def classifier(seed=0, *before, warnings=()):
+    """Colours through a random matrix, told apart by the pure colours through the same one."""
+    rows = torch.randn(10, 192, generator=torch.Generator().manual_seed(seed))
+    inner, last = nn.Linear(192, 10, bias=False), nn.Linear(10, 6, bias=False)
+    inner.weight.data, last.weight.data = rows, SIGNS.repeat_interleave(64, 1) @ rows.T
+    module = nn.Sequential(*before, nn.AdaptiveAvgPool2d(8), nn.Flatten(), inner, last).requires_grad_(False)
+    return Network(module, PREPROCESS, f"tiny_colours:{seed}{len(before)}", list(COLOURS), list(warnings))
+
+
+def other_classifier():
+    """The same colours through another matrix."""
+    return classifier(1)
+
+
+def third_classifier():
+    """And another."""
+    return classifier(2)
+
+
+def rough_classifier():
+    """One that does not see colours, and says that it knows nothing."""
+    return classifier(3, Rough(), warnings=["random weights (rough)"])

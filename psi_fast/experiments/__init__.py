@@ -7,6 +7,7 @@ from psi_fast.experiments.null_size import null_size
 from psi_fast.experiments.outcome import Finding, Outcome
 from psi_fast.experiments.patch_swap import patch_swap
 from psi_fast.experiments.planted import planted
+from psi_fast.experiments.robustness import robustness
 from psi_fast.experiments.separation import separation
 from psi_fast.experiments.statistics import Claim
 from psi_fast.experiments.study import Study
@@ -23,6 +24,7 @@ __all__ = [
     "null_size",
     "patch_swap",
     "planted",
+    "robustness",
     "separation",
 ]
 
@@ -30,6 +32,7 @@ EXPERIMENTS = {
     "separation": separation,
     "ablation": ablation,
     "depth": depth,
+    "robustness": robustness,
     "patch-swap": patch_swap,
     "planted": planted,
     "null-size": null_size,

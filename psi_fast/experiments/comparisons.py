@@ -56,7 +56,7 @@ def agreement(name: str, values: np.ndarray, *, seed: int, paper: str = "") -> C
     """
     values = values[np.isfinite(values).all(1)]
     how = f"ICC(2,1); bootstrap over units, {RESAMPLES} samples"
-    if len(values) < 3:
+    if len(values) < 3 or values.shape[1] < 2 or np.ptp(values) == 0:
         return Claim(name, float("nan"), count=len(values), how=how, paper=paper)
     low, high = _over_units(intraclass, values, seed)
     return Claim(name, intraclass(values), low, high, count=len(values), how=how, paper=paper)
