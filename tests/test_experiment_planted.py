@@ -109,6 +109,9 @@ def test_the_table_says_what_each_unit_is(found):
     assert set(table["layer"]) == {"3", "0"}
     assert "12 images" in found.text  # four fifths of the 16 of a class
     assert len(found.figure.axes) == 4
+    for kind, rows in table.groupby("kind"):
+        for column in ("p", "q"):
+            assert claim(found, f"{column} <= .05, {kind}").value == pytest.approx((rows[column] <= 0.05).mean())
 
 
 def test_poly_units_take_as_much_of_each_colour(tmp_path):
@@ -163,6 +166,20 @@ def test_merged_channels_share_no_image(tmp_path):
         assert len(set(images)) == 12
         np.testing.assert_array_equal(images[:6], top.images[one, :6])
         np.testing.assert_array_equal(images[6:], top.images[two, :6])
+    small = study(
+        tmp_path / "small",
+        colour_network(),
+        "0",
+        colour_images(),
+        encoder=ColourEncoder(),
+        config=replace(CONFIG, patch=0.5),
+    )
+    units = merged_units(small, "0", 4, 12, np.random.default_rng(0))
+    top = small.top("0", small.with_changes(top_k=12))
+    for meaning, boxes in zip(units.meaning[:4], units.boxes[:4], strict=True):
+        one, two = (int(name.split()[1]) for name in meaning.split(" + "))
+        places = np.concatenate([top.positions[one, :6], top.positions[two, :6]])
+        np.testing.assert_array_equal(boxes, small.boxes("0", places))
     same = replace(top, images=np.tile(top.images[:1], (8, 1)))
     assert disjoint_pairs(same, 6, 4, np.random.default_rng(0)).shape == (0, 2)
 
