@@ -125,10 +125,9 @@ def selectivity_index(sums: Tensor, counts: Tensor) -> np.ndarray:
     sums : [classes, C] float64
         Of the activations of each class's images, none negative.
     counts : [classes]
-        Images of each class; a class without any is left out.
+        Images of each class, at least one.
     """
-    held = counts > 0
-    means = (sums[held] / counts[held, None]).cpu().numpy()
+    means = (sums / counts[:, None]).cpu().numpy()
     if len(means) < 2:
         return np.full(sums.shape[1], np.nan, dtype=np.float32)
     largest = means.max(0)

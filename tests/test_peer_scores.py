@@ -16,7 +16,7 @@ from psi_fast import PSIConfig, score_embeddings
 from psi_fast.activation_tap import ActivationTap
 from psi_fast.experiments import Study
 from psi_fast.mining import mine
-from psi_fast.peer_scores import selectivity_index
+from psi_fast.peer_scores import scaled, selectivity_index
 from psi_fast.progress import Progress
 
 QUICK = PSIConfig(draws=3, n_init=1, k_max=2)
@@ -175,9 +175,10 @@ def mined(network, layer, images, config=tiny.CONFIG):
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 @pytest.mark.parametrize("changes", [{}, {"per_image": 3}, {"band": (0.2, 0.9)}], ids=str)
 @pytest.mark.parametrize(("make", "layer"), [(tiny.network, "2"), (tiny.network, "3"), (tiny.dead_network, "3")])
-def test_weights_and_class_selectivity_come_from_all_images(make, layer, changes, batch_size):
+def test_weights_and_class_selectivity_come_from_all_images(make, layer, changes, batch_size, monkeypatch):
+    monkeypatch.setattr("psi_fast.mining.step_of", lambda *_: batch_size)
     images = tiny.image_set(37)
-    top, maps = mined(make(), layer, images, replace(tiny.CONFIG, batch_size=batch_size, **changes))
+    top, maps = mined(make(), layer, images, replace(tiny.CONFIG, **changes))
     maxima = maps.max(2)
     np.testing.assert_allclose(top.class_selectivity, class_selectivity(maxima, images.labels), rtol=1e-5)
     low, high = maxima.min(0)[:, None], maxima.max(0)[:, None]
@@ -187,10 +188,15 @@ def test_weights_and_class_selectivity_come_from_all_images(make, layer, changes
     assert np.isnan(top.weights).all(1).tolist() == top.dead.tolist()
 
 
+def test_second_places_below_every_maximum_weigh_nothing():
+    values = np.array([[3, 2, 0], [5, 5, 5]], dtype=np.float32)
+    found = scaled(values, low=np.float32([1, 5]), high=np.float32([3, 5]))
+    np.testing.assert_array_equal(found, [[1, 0.5, 0], [np.nan] * 3])
+
+
 def test_class_selectivity_of_channels_with_a_known_favourite():
-    labels = np.array([0, 0, 1, 1, 2])
     sums = torch.tensor([[2.0, 1, 0], [0, 1, 0], [0, 0.5, 0]], dtype=torch.float64)
-    found = selectivity_index(sums, torch.from_numpy(np.bincount(labels)))
+    found = selectivity_index(sums, torch.tensor([2, 2, 1]))
     np.testing.assert_allclose(found, [1, 0, np.nan])
     one_class = selectivity_index(sums[:1], torch.tensor([5]))
     assert np.isnan(one_class).all()
