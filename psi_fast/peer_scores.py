@@ -29,7 +29,7 @@ from psi_fast_kernels._streams import Stream
 from psi_fast_kernels._tiling import draws_per_chunk
 from psi_fast_kernels.cluster import cluster
 
-STARTS = 50
+STARTS = 200
 """Random starts of 2-means. SemanticLens takes 10, whose best differs from seed to seed where a channel has no two clusters."""
 FIRST = 10
 """Patches that stand for a channel whose smaller cluster is one patch or none, as in SemanticLens."""
