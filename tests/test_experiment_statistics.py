@@ -18,6 +18,7 @@ from psi_fast.experiments.statistics import (
     median,
     overlap,
     paired,
+    pooled,
     rank_correlation,
     rate,
     sign_flip,
@@ -184,3 +185,18 @@ def test_a_contrast_of_nothing_has_uniform_p():
     sure = contrast("d", 1.0, np.linspace(0.5, 1.5, 2000), 9)
     assert sure.p == pytest.approx(2 / 2001)
     assert contrast("d", 0.0, np.zeros(2000), 9).p == 1
+
+
+def test_pooled_shares_have_the_spread_of_their_units():
+    rng = np.random.default_rng(8)
+    totals = rng.integers(1, 20, 200)
+    hits = np.where(rng.random(200) < 0.8, totals, 0)  # all parts of a unit alike
+    found = pooled("s", hits, totals, seed=0)
+    assert found.value == pytest.approx(hits.sum() / totals.sum())
+    assert found.count == totals.sum()
+    residual = hits - found.value * totals
+    half = 1.96 * residual.std() * np.sqrt(200) / totals.sum()  # of a ratio, to first order
+    assert found.low == pytest.approx(found.value - half, abs=0.01)
+    assert found.high == pytest.approx(found.value + half, abs=0.01)
+    assert np.isnan(pooled("s", np.zeros(4), np.zeros(4), seed=0).value)
+    assert pooled("s", np.array([1, 0]), np.array([2, 2]), seed=0).value == 0.25

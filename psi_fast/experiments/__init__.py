@@ -2,6 +2,7 @@
 
 from psi_fast.experiments.ablation import ablation
 from psi_fast.experiments.bands import bands
+from psi_fast.experiments.breadth import breadth
 from psi_fast.experiments.depth import depth
 from psi_fast.experiments.null_size import null_size
 from psi_fast.experiments.outcome import Finding, Outcome
@@ -20,6 +21,7 @@ __all__ = [
     "Study",
     "ablation",
     "bands",
+    "breadth",
     "depth",
     "null_size",
     "patch_swap",
@@ -33,6 +35,7 @@ EXPERIMENTS = {
     "ablation": ablation,
     "depth": depth,
     "robustness": robustness,
+    "breadth": breadth,
     "patch-swap": patch_swap,
     "planted": planted,
     "null-size": null_size,

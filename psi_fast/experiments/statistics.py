@@ -195,6 +195,24 @@ def rate(name: str, hits: int, trials: int, *, paper: str = "") -> Claim:
     return Claim(name, hits / trials, float(found.low), float(found.high), count=trials, how=how, paper=paper)
 
 
+def pooled(name: str, hits: np.ndarray, totals: np.ndarray, *, seed: int, paper: str = "") -> Claim:
+    """The share sum(hits) / sum(totals) of parts that come in units [n], such as clusters in channels.
+
+    The parts of a unit depend on each other, so the percentile bootstrap draws units.
+    """
+    hits, totals = np.asarray(hits, dtype=np.float64), np.asarray(totals, dtype=np.float64)
+    n, all_parts = len(hits), totals.sum()
+    how = f"bootstrap over {n} units, {RESAMPLES} samples"
+    if n < 3 or not all_parts:
+        value = float(hits.sum() / all_parts) if all_parts else float("nan")
+        return Claim(name, value, count=int(all_parts), how=how, paper=paper)
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES)
+    with np.errstate(invalid="ignore"):
+        low, high = np.nanquantile(counts @ hits / (counts @ totals), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    value = hits.sum() / all_parts
+    return Claim(name, float(value), float(low), float(high), count=int(all_parts), how=how, paper=paper)
+
+
 def overlap(a: Sequence[int], b: Sequence[int]) -> float:
     """The share of two sets of equal size that they have in common."""
     return len(set(a) & set(b)) / max(len(set(a)), 1)
