@@ -45,7 +45,7 @@ def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
     named = {one.name: one for one in claims}
     with panels(3 * len(layers), rows=len(layers), width=3.6, height=3.0) as (figure, axes):
         for row, layer in enumerate(layers):
-            own = table[table["layer"] == layer]
+            own = table.loc[table["layer"] == layer]
             change, decile, channel = axes[3 * row : 3 * row + 3]
             _draw_changes(change, [named[f"{layer}: change, {one}"] for one in CONDITIONS])
             change.set(title=f"{layer}: mean change by condition")
@@ -69,7 +69,7 @@ def _draw_changes(panel: "Axes", changes: Sequence[Claim]) -> None:
 
 def _draw_deciles(panel: "Axes", rows: pd.DataFrame) -> None:
     for place, control in enumerate(CONTROLS):
-        own = rows[rows["condition"] == control]
+        own = rows.loc[rows["condition"] == control]
         margin, low, high = (_of(own, name) for name in ("margin", "low", "high"))
         x, reach = _of(own, "decile") + 0.12 * (place - 1.5), [margin - low, high - margin]
         panel.errorbar(x, margin, yerr=reach, fmt="o-", markersize=3, linewidth=1, color=PALETTE[control])
@@ -142,7 +142,7 @@ def by_decile(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for decile in sorted(set(table["decile"])):
         for control in CONTROLS:
-            own = table[(table["decile"] == decile) & (table["condition"] == control)]
+            own = table.loc[(table["decile"] == decile) & (table["condition"] == control)]
             one = mean("", _of(own, "margin_sd"), seed=0)
             rows.append((decile, control, one.value, one.low, one.high, one.count))
     return pd.DataFrame(rows, columns=["decile", "condition", "margin", "low", "high", "channels"])
@@ -212,7 +212,7 @@ def _channel_table(study: Study, layer: str, swaps: Swaps, activations: np.ndarr
         rows = table["condition"] == control
         table.loc[rows, "q"] = discovery_rate(table.loc[rows, "p"].to_numpy())
     first = ["layer", "channel", "psi", "log_psi", "k", "decile"]
-    return table[[*first, *(name for name in table if name not in first)]]
+    return table.reindex(columns=[*first, *(name for name in table if name not in first)])
 
 
 def _channel_rows(changes: np.ndarray, spread: float, rng: np.random.Generator) -> pd.DataFrame:
@@ -301,7 +301,7 @@ def _told(
     study: Study, layer: str, side: int, asked: int, swaps: Swaps, table: pd.DataFrame, claims: dict[str, Claim]
 ) -> str:
     """What came out for a layer, in words and by decile."""
-    size, count = study.tap(layer).network.preprocess.size, table["channel"].nunique()
+    size, count = study.tap(layer).network.preprocess.size, len(set(table["channel"]))
     left = f" ({asked - count} more had fewer than two hosts with room for the box)" if asked > count else ""
     gains = []
     for control in CONTROLS:
@@ -326,7 +326,7 @@ def _decile_lines(rows: pd.DataFrame) -> list[str]:
         "|---|---|" + "---|" * len(CONTROLS),
     ]
     for decile in sorted(set(rows["decile"])):
-        own = rows[rows["decile"] == decile]
+        own = rows.loc[rows["decile"] == decile]
         cells = [
             f"{margin:+.3f} ({low:+.3f} to {high:+.3f})" if np.isfinite(low) else f"{margin:+.3f}"
             for margin, low, high in own[["margin", "low", "high"]].to_numpy()
