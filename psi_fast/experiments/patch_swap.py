@@ -65,6 +65,7 @@ def _draw_changes(panel: "Axes", changes: Sequence[Claim]) -> None:
         yticks=-np.arange(len(CONDITIONS)), yticklabels=CONDITIONS, xlabel="change in activation, sd of the channel"
     )
     panel.set_ylim(0.5 - len(CONDITIONS), 0.5)
+    panel.locator_params(axis="x", nbins=5)
 
 
 def _draw_deciles(panel: "Axes", rows: pd.DataFrame) -> None:
@@ -112,7 +113,7 @@ def patch_swap(
     channel_count : int
         Channels of each layer, spread evenly over its ranks of PSI; all where it has fewer.
     host_count : int
-        Hosts of each channel, at most.
+        Hosts of each channel, at most. With n of them a channel's p is at least 2 / 2^n, and 1 / 10,000.
     hosts : {"middle", "top"}
         From the 20-80 % range of the channel's own activations, never its top patches; or top patches of odd rank, with
         clusters and patches from those of even rank.
@@ -287,8 +288,9 @@ def _asked(hosts: str) -> str:
     }
     return (
         "Does what the clusters stand for drive the channel? Into a host, where the channel peaks, goes a patch of the host's "
-        "own cluster (*aligned*), of another cluster of the channel (*non-aligned*) or of the data set (*random*); elsewhere in "
-        "the host, sharing no pixel with that box, goes the aligned patch (*shuffled-position*) or a box of its mean colour "
+        "own cluster (*aligned*), of another cluster of the channel (*non-aligned*) or of the data set (*random*: a "
+        "random image at a random position); elsewhere in the host, sharing no pixel with that box, goes the aligned patch "
+        "(*shuffled-position*) or a box of its mean colour "
         f"(*ablate-elsewhere*). {chosen[hosts]}. A host's cluster has the prototype that its own patch's embedding is nearest "
         "to. The swap happens in the network's input, where the host's other pixels stay as they are bit for bit; the channel is "
         "read at the same position before and after. Changes are in standard deviations of the channel's per-image maxima. "
