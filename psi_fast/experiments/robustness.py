@@ -48,7 +48,7 @@ def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
                     colour = GREY if control else COLOURS[number % len(COLOURS)]
                     _dot(panel, place + 0.2 * number, claim, colour, "s" if control else "o")
             for panel in axes:
-                panel.plot([], [], "o", ms=4, color=COLOURS[number % len(COLOURS)], label=layer)
+                panel.plot([], [], "o", ms=4, color=COLOURS[number % len(COLOURS)], label=f"layer {layer}")
         _dress(axes, rows)
     return figure
 
@@ -62,7 +62,7 @@ def _dress(axes: Sequence["Axes"], rows: Sequence[tuple[str, str, bool]]) -> Non
     """Names, limits, and lines between knobs."""
     titles = ("rank correlation with base", "overlap of the top channels", "mean PSI")
     for panel, title in zip(axes, titles, strict=True):
-        panel.set(title=title, ylim=(len(rows) - 0.4, -0.6), xlim=(None, 1.02))
+        panel.set(title=title, ylim=(len(rows) - 0.4, -0.6), xlim=(0 if title == "mean PSI" else None, 1.02))
         panel.set_yticks(range(len(rows)), [""] * len(rows))
         for place in range(1, len(rows)):
             if rows[place][0] != rows[place - 1][0]:
