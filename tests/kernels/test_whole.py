@@ -12,7 +12,8 @@ CLOSE = 2e-5  # z divides float32 silhouettes by a small spread
 
 @pytest.mark.parametrize("changes", [{}, {"text_null": "rotated", "rotation": "radial"}], ids=str)
 @pytest.mark.parametrize("backend", ["numba", "triton"])
-def test_the_same_table_on_every_backend(backend, changes, triton_device):
+def test_the_same_table_on_every_backend(backend, changes, triton_device, monkeypatch):
+    monkeypatch.setattr("psi_fast.peer_scores.STARTS", 8)  # the interpreter takes its time
     x, labels, text = inputs(2, 16, 8, 10)
 
     def run(name: str):
