@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 from test_experiment_planted import CONFIG, colours
 
@@ -103,6 +104,19 @@ def test_turning_keeps_angles_and_loses_the_direction():
     cosines = np.array([own[0] @ rows[0] for own in turned])
     assert abs(cosines.mean()) < 0.06
     assert np.std(cosines) == pytest.approx(40**-0.5, rel=0.3)
+
+
+def test_data_sets_have_lost_classes_and_text():
+    module = sys.modules["psi_fast.experiments.null_size"]
+    rows = cone(20, 60)
+    shape = module.Shape(torch.from_numpy(rows[None]).float(), np.arange(20)[None])
+    parts = dict(module._data_sets(shape, lambda own, _: own, 30, [0]))
+    assert list(parts) == [0, 25]
+    made, labels = (np.concatenate([getattr(own, name) for own in parts.values()]) for name in ("rows", "labels"))
+    np.testing.assert_allclose(made @ made.transpose(0, 2, 1), np.broadcast_to(rows @ rows.T, (30, 20, 20)), atol=1e-5)
+    assert abs((made @ rows[0]).mean()) < 0.1  # the cone itself has .9
+    assert (np.sort(labels) == np.arange(20)).all()
+    assert len(np.unique(labels, axis=0)) == 30
 
 
 @pytest.fixture(scope="module")
