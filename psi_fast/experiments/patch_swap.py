@@ -113,7 +113,7 @@ def patch_swap(
     channel_count : int
         Channels of each layer, spread evenly over its ranks of PSI; all where it has fewer.
     host_count : int
-        Hosts of each channel, at most. With n of them a channel's p is at least 2 / 2^n, and 1 / 10,000.
+        Hosts of each channel, at most. With n of them a channel's p is at least 2 / 2^n, and 2 / 10,000.
     hosts : {"middle", "top"}
         From the 20-80 % range of the channel's own activations, never its top patches; or top patches of odd rank, with
         clusters and patches from those of even rank.
