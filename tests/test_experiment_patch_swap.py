@@ -16,7 +16,7 @@ from torch import nn
 from psi_fast import Network, Preprocess, PSIConfig
 from psi_fast.activation_tap import ActivationTap
 from psi_fast.errors import ConfigError, InputError
-from psi_fast.experiments import patch_swap, swaps
+from psi_fast.experiments import patch_swap, swap_plan, swaps
 from psi_fast.experiments.patch_swap import CONTROLS, by_decile
 from psi_fast.experiments.swap_plan import plan
 from psi_fast.experiments.swaps import CONDITIONS, Places, Swaps, swapped
@@ -234,9 +234,14 @@ def test_a_channels_swaps_do_not_depend_on_the_others(tmp_path):
         np.testing.assert_array_equal(values, made[made.channels == 2].arrays()[name], err_msg=name)
 
 
-def test_hosts_from_the_top_are_no_part_of_the_clusters(tmp_path):
+def test_hosts_from_the_top_are_no_part_of_the_clusters(tmp_path, monkeypatch):
     own = square_study(tmp_path)
+    given, real = [], swap_plan.cluster_patches
+    monkeypatch.setattr(
+        swap_plan, "cluster_patches", lambda patches, *rest: given.append(patches) or real(patches, *rest)
+    )
     made, top = planned(own, hosts="top"), own.top("2")
+    assert torch.equal(given[0].index, own.patches("2")[1].index[:, ::2])
     ranks = {(c, int(image)): rank for c in range(4) for rank, image in enumerate(top.images[c])}
     for n, channel in enumerate(made.channels):
         assert ranks[channel, made.images[n]] % 2 == 1
@@ -332,6 +337,9 @@ def test_layers_have_a_row_of_panels_each(tmp_path):
     assert list(dict.fromkeys(found.table["layer"])) == ["1", "2"]
     assert len(found.figure.axes) == 6
     assert "| decile of PSI |" in found.summary
+    assert (found.table["q"] > found.table["p"] + 0.01).any()
+    for _, rows in found.table[found.table["condition"] != "aligned"].groupby(["layer", "condition"]):
+        np.testing.assert_allclose(rows["q"], stats.false_discovery_control(rows["p"]))
 
 
 def test_a_killed_run_goes_on(tmp_path, monkeypatch):
