@@ -66,12 +66,17 @@ def evaluate(
     weights: np.ndarray | None = None,
     class_selectivity: np.ndarray | None = None,
     keep_draws: bool = False,
+    centre: Tensor | None = None,
 ) -> Evaluation:
     """Scores of patches of classes `labels` [C, K] int64; what is known of each channel as in `tabulate`.
 
     `weights` [C, K] and `class_selectivity` [C], float32, are those of TopPatches; without them the peers that take them are nan.
+    With `config.center`, `centre` [d] float64 is subtracted, the patches' own mean by default.
     """
-    centre = patches.unique.double().mean(0) if config.center and len(patches.unique) else None
+    if not config.center:
+        centre = None
+    elif centre is None and len(patches.unique):
+        centre = patches.unique.double().mean(0)
     if background is not None:
         patches, labels = _with_random_channels(patches, labels, background, config)
     plain = patches.to(device)

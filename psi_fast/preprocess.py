@@ -69,6 +69,30 @@ class Preprocess:
         torch.addcmul(shift, rows, scale, out=rows)
         return out.permute(0, 3, 1, 2)
 
+    def smooth(self, pixels: torch.Tensor) -> torch.Tensor:
+        """As calling it, without rounding to whole numbers, so that gradients reach the pixels.
+
+        Parameters
+        ----------
+        pixels
+            [B, H, W, 3] float32 RGB within 0..255, on any device.
+
+        Returns
+        -------
+        torch.Tensor
+            [B, 3, size, size] float32 on the same device.
+        """
+        height, width = pixels.shape[1:3]
+        (columns, rows), (x, y) = _plan(self, width, height)
+        image = pixels.permute(0, 3, 1, 2)
+        if (rows, columns) != (height, width):
+            image = interpolate(
+                image, size=(rows, columns), mode=self.interpolation, antialias=True, align_corners=False
+            ).clamp(0, 255)
+        cut = image[:, :, y : y + self.size, x : x + self.size]
+        mean, std = (torch.tensor(part, device=pixels.device)[:, None, None] for part in (self.mean, self.std))
+        return (cut / 255 - mean) / std
+
     def to_image(self, boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Boxes of the network input as boxes of the images it was made from.
 

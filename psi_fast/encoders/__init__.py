@@ -9,7 +9,7 @@ from psi_fast.preprocess import Preprocess
 from psi_fast.progress import Progress
 from psi_fast.vocabulary import Vocabulary
 
-__all__ = ["AnyPrecision", "Encoder", "TextTower", "load_encoder"]
+__all__ = ["AnyPrecision", "Encoder", "SmoothEncoder", "TextTower", "load_encoder"]
 
 
 @runtime_checkable
@@ -80,6 +80,15 @@ class AnyPrecision(Protocol):
 
     def at_precision(self, dtype: torch.dtype) -> Self:
         """The encoder itself, its forward passes now in `dtype` on any device."""
+        ...
+
+
+@runtime_checkable
+class SmoothEncoder(Protocol):
+    """An encoder that gradients can be taken through."""
+
+    def encode_smooth(self, batch: torch.Tensor) -> torch.Tensor:
+        """As `encode`, in float32 whatever the encoder's precision is, with gradients to `batch`."""
         ...
 
 

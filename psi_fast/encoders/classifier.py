@@ -5,7 +5,7 @@ from typing import Self
 import torch
 from torch import nn
 
-from psi_fast.activation_tap import ActivationTap, class_head
+from psi_fast.activation_tap import ActivationTap, JointTap, class_head
 from psi_fast.errors import ModelError
 from psi_fast.forward import Pace, channels_last, fast_precision, name_of
 from psi_fast.networks import Network, load_network
@@ -44,6 +44,11 @@ class ClassifierEncoder:
         """Penultimate features float32 [B, d] of preprocessed crops [B, 3, size, size]; not normalised."""
         with self._tap, torch.inference_mode():
             return self._tap(batch).mean(2)
+
+    def encode_smooth(self, batch: torch.Tensor) -> torch.Tensor:
+        """As `encode`, in float32 and with gradients to the crops."""
+        with JointTap([self._tap], Pace()) as tap:
+            return tap(batch)[0].mean(2)
 
     def concepts(
         self, vocabulary: Vocabulary | None, progress: Progress | None = None

@@ -79,6 +79,10 @@ class OpenClipEncoder:
                 return slices[0].float()
             return self._model.encode_image(batch.contiguous(memory_format=self._memory_format)).float()
 
+    def encode_smooth(self, batch: torch.Tensor) -> torch.Tensor:
+        """As `encode`, in float32 and with gradients to the crops."""
+        return self._model.encode_image(batch.to(self._device).contiguous(memory_format=self._memory_format)).float()
+
     def concepts(
         self, vocabulary: Vocabulary | None, progress: Progress | None = None
     ) -> tuple[list[str], torch.Tensor]:

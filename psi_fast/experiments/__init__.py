@@ -1,6 +1,7 @@
 """The paper's experiments, its open questions, and the ground truth it lacks: each a function of a Study."""
 
 from psi_fast.experiments.ablation import ablation
+from psi_fast.experiments.adversarial import adversarial
 from psi_fast.experiments.bands import bands
 from psi_fast.experiments.breadth import breadth
 from psi_fast.experiments.depth import depth
@@ -20,6 +21,7 @@ __all__ = [
     "Outcome",
     "Study",
     "ablation",
+    "adversarial",
     "bands",
     "breadth",
     "depth",
@@ -40,5 +42,6 @@ EXPERIMENTS = {
     "planted": planted,
     "null-size": null_size,
     "bands": bands,
+    "adversarial": adversarial,
 }
 """By the name of the command."""
