@@ -69,7 +69,7 @@ def test_a_linear_encoder_is_split_and_the_activation_stays(tmp_path):
         read = tap(tiny.PREPROCESS.smooth(shown))[torch.arange(len(clean)), 1, torch.from_numpy(top.positions[1])]
         (pull,) = torch.autograd.grad(read.sum(), shown)
     reach = pull[:, 6:28, 4:30].abs().flatten(1).sum(1) * 24
-    assert ((kept - value).abs() < 0.02 * reach).all()
+    assert ((kept - value).abs() <= 0.02 * reach + 1e-6).all()
 
 
 def test_images_do_not_depend_on_their_batch(tmp_path):
