@@ -109,7 +109,7 @@ def _layer(study: Study, layer: str, count: int, budget: float, steps: int) -> p
     found = study.evaluation(layer)
     selective = np.array(["unselective" not in flags for flags in found.table["flags"]])
     own = found.table[np.isfinite(found.table["log_psi"]) & selective]
-    channels = own.nsmallest(count, "log_psi")["channel"].to_numpy()
+    channels = np.array(own.nsmallest(count, "log_psi")["channel"])  # a copy: a table's own column cannot be written
     top, patches, background = study.patches(layer, channels=channels)
     if not top.valid.all():
         raise InputError(
@@ -284,7 +284,9 @@ def noised(pixels: torch.Tensor, boxes: np.ndarray, budget: float, seed: Sequenc
 
 def _claims(table: pd.DataFrame, layer: str, seed: int) -> list[Claim]:
     """The numbers of one layer."""
-    held = {name: table[table["condition"] == name] for name in CONDITIONS if name in set(table["condition"])}
+    held: dict[str, pd.DataFrame] = {
+        name: table[table["condition"] == name] for name in CONDITIONS if name in set(table["condition"])
+    }
     before, noise = held["before"], held["noise"]
     claims = [mean(f"{layer}: PSI, {name}", rows["psi"].to_numpy(), seed=seed) for name, rows in held.items()]
     for name, rows in list(held.items())[1:]:
