@@ -300,6 +300,15 @@ def test_narrow_and_small_data(samples, width, rotation):
     assert (drawn.abs() <= 1 + 1e-6).all()
 
 
+def test_opposite_rows_lie_within_half_a_turn_of_their_mean():
+    for seed, (samples, ahead) in enumerate([(12, 6), (12, 5), (20, 10), (40, 20), (40, 13)] * 4):
+        one = torch.nn.functional.normalize(torch.randn(1, 16, generator=torch.Generator().manual_seed(seed)), dim=1)
+        rows = torch.cat([one.repeat(ahead, 1), -one.repeat(samples - ahead, 1)])
+        space = tangent_space((rows @ rows.T)[None], 16)
+        assert space.angles.max() <= 1.01 * torch.pi
+        assert space.spread.max() <= 1.01 * torch.pi * samples**0.5
+
+
 @pytest.mark.parametrize("rotation", ROTATIONS)
 def test_equal_rows_give_a_null_without_variation(rotation):
     x = np.repeat(replicas.unit(np.random.default_rng(0).normal(size=(3, 1, 16))), 20, axis=1).astype(np.float32)

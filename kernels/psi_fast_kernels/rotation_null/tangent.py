@@ -9,6 +9,8 @@ from psi_fast_kernels.rotation_null.marginals import CELLS, quantiles
 
 FLAT_AXES = 8
 MEAN_STEPS = 8
+NO_MEAN = 1e-7
+"""Square of the length below which a mean of unit rows is the rounding of a float32 Gram matrix."""
 
 
 class Tangent(NamedTuple):
@@ -38,12 +40,12 @@ def tangent_space(gram: Tensor, width: int, *, rotation: str = "marginal") -> Ta
     g = gram.double()
     samples = g.shape[1]
     ones = torch.ones_like(g[:, :, :1])
-    weights = ones / (ones.mT @ g @ ones).clamp(min=1e-24).sqrt()  # mean direction = X^T weights
+    weights = _scaled(g, ones / samples)  # mean direction = X^T weights
     for _ in range(MEAN_STEPS):
         _, _, weights_to = _log_map(g, weights)
         step = (weights_to.mT @ g @ weights_to).clamp(min=0).sqrt()
         weights = torch.cos(step) * weights + torch.sinc(step / torch.pi) * weights_to
-        weights = weights / (weights.mT @ g @ weights).clamp(min=1e-24).sqrt()
+        weights = _scaled(g, weights)
     cosine, scale, _ = _log_map(g, weights)
     tangent_gram = scale * (g - cosine * cosine.mT) * scale.mT
     basis = orthogonal_to_ones(samples, g)
@@ -73,11 +75,18 @@ def flat_axes(samples: int, width: int) -> int:
     return min(FLAT_AXES, min(samples - 1, width) // 2)
 
 
+def _scaled(gram: Tensor, weights: Tensor) -> Tensor:
+    """The weights of X^T weights at length 1; as they are where rows cancel, which then all lie at a right angle to it."""
+    square = weights.mT @ gram @ weights
+    return weights / torch.where(square < NO_MEAN, 1.0, square).sqrt()
+
+
 def _log_map(gram: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """At the mean direction X^T weights: cosines to it, theta / sin theta, the mean tangent vector's weights, each [C, K, 1]."""
     cosine = (gram @ weights).clamp(-1, 1)
     theta = torch.arccos(cosine)
     scale = theta / torch.sin(theta).clamp(min=1e-12)
-    scale = torch.where(theta < 1e-6, 1.0, scale)
+    # at the mean there is no way to go, at its antipode no way is the shortest
+    scale = torch.where((theta < 1e-6) | (theta > torch.pi - 1e-6), 1.0, scale)
     toward = (scale - (scale * cosine).sum(1, keepdim=True) * weights) / gram.shape[1]
     return cosine, scale, toward
