@@ -48,7 +48,7 @@ def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
         parts = [part for part in ("S", "Q", "D") if table[f"{part}_hat"].notna().any()]
         for place, (name, rows) in enumerate(zip(held, values, strict=True)):
             means = [rows[f"{part}_hat"].mean() for part in parts]
-            spread = [rows[f"{part}_hat"].sem() for part in parts]
+            spread = [rows[f"{part}_hat"].std() / len(rows) ** 0.5 for part in parts]
             at = np.arange(len(parts)) + (place - (len(held) - 1) / 2) * 0.8 / len(held)
             middle.bar(
                 at, means, 0.72 / len(held), yerr=spread, color=CONDITIONS[name], label=name, error_kw={"lw": 0.7}
@@ -94,7 +94,7 @@ def adversarial(study: Study, *, channel_count: int = 10, budget: float = 8.0, s
         own = _claims(table, layer, study.config.seed)
         tables.append(table[["layer", *(name for name in table if name != "layer")]])
         claims += own
-        told.append(_told(own, layer))
+        told.append(_told(own, table, layer))
     text = (
         "Can patches be made to look polysemantic? The patches of the most monosemantic channels are changed by at most "
         f"{budget:g} of 255 in a pixel, so that one half moves along and one half against the difference of two concepts in the "
@@ -109,7 +109,9 @@ def _layer(study: Study, layer: str, count: int, budget: float, steps: int) -> p
     found = study.evaluation(layer)
     selective = np.array(["unselective" not in flags for flags in found.table["flags"]])
     own = found.table[np.isfinite(found.table["log_psi"]) & selective]
-    channels = np.array(own.nsmallest(count, "log_psi")["channel"])  # a copy: a table's own column cannot be written
+    channels = np.array(
+        own.sort_values("log_psi", kind="stable")["channel"][:count]
+    )  # a copy: a table's own column cannot be written
     top, patches, background = study.patches(layer, channels=channels)
     if not top.valid.all():
         raise InputError(
@@ -306,7 +308,7 @@ def _claims(table: pd.DataFrame, layer: str, seed: int) -> list[Claim]:
     return claims
 
 
-def _told(claims: Sequence[Claim], layer: str) -> str:
+def _told(claims: Sequence[Claim], table: pd.DataFrame, layer: str) -> str:
     """What came out in a layer, in words."""
     value = {one.name.removeprefix(f"{layer}: "): one.value for one in claims}
     told = [
@@ -315,14 +317,15 @@ def _told(claims: Sequence[Claim], layer: str) -> str:
     for name in ("mixed", "by class"):
         if f"PSI, {name}" not in value:
             continue
-        moves = {
-            part: value[f"{part}_hat, {name} - before"] for part in "SQD" if f"{part}_hat, {name} - before" in value
-        }
-        least = min(moves, key=moves.__getitem__)
-        shifts = ", ".join(f"{part}^ {move:+.2f}" for part, move in moves.items())
+        hats = {part: table.loc[table["condition"] == name, f"{part}_hat"].mean() for part in "SQD"}
+        hats = {part: hat for part, hat in hats.items() if np.isfinite(hat)}
+        least = min(hats, key=hats.__getitem__)
+        parts = ", ".join(
+            f"{part}^ {hat:.2f} ({value[f'{part}_hat, {name} - before']:+.2f})" for part, hat in hats.items()
+        )
         told.append(
             f"Split {name}, it is {value[f'PSI, {name}']:.2f}; {value[f'PSI >= .5, {name}']:.0%} of channels reach .5, "
-            f"{value[f'p <= .05, {name}']:.0%} p <= .05 ({shifts}: {least} holds best), with the activation changed by "
+            f"{value[f'p <= .05, {name}']:.0%} p <= .05 ({parts}; {least} is lowest), with the activation changed by "
             f"{value[f'change of the activation, {name}']:.1%}."
         )
     return " ".join(told)
