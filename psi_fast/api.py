@@ -78,7 +78,7 @@ def score(
     out : path, optional
         Run folder to write. One that holds this very run is read instead of computed again.
     progress : bool
-        Show progress bars on stderr, when it is a terminal.
+        Show progress on stderr: bars where it is a terminal, else a line a stage.
     max_images : int, optional
         Use an evenly spread subset of so many images, drawn by the seed.
     skip_unreadable : bool

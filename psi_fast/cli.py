@@ -13,7 +13,7 @@ import tyro
 import psi_fast
 from psi_fast.config import PSIConfig, read_toml
 from psi_fast.environment import keep_freed_memory
-from psi_fast.errors import ConfigError, PsiFastError, nearest
+from psi_fast.errors import ConfigError, ModelError, PsiFastError, nearest
 from psi_fast.job import Job
 
 
@@ -107,16 +107,22 @@ def experiment() -> None:
 
 
 def layers(
-    *, network: str, fields: bool = False, device: Literal["auto", "cpu", "cuda"] = "auto", progress: bool = True
+    *,
+    network: str,
+    layer: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    fields: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    progress: bool = True,
 ) -> None:
-    """List a network's layers: name, type, output shape and channels.
+    """List a network's layers: name, type, output shape, channels, and how often each runs in one forward pass.
 
     Args:
         network: As for `psi-fast score`.
+        layer: List this layer alone; give it again for more.
         fields: Measure each layer's receptive field (width x height in px of the network's input): theoretical, what can
             change a unit at all, and effective, the square that holds 90 % of the squared gradient. Takes seconds a layer.
         device: Where to measure.
-        progress: Show a progress bar, where stderr is a terminal.
+        progress: Show progress on stderr: a bar on a terminal, else a line.
     """
     from psi_fast.activation_tap import list_layers
     from psi_fast.environment import pick_device
@@ -128,10 +134,17 @@ def layers(
     where = pick_device(device)
     loaded = load_network(network)
     listed = list_layers(loaded)
+    if layer:
+        held = {one.name: one for one in listed}
+        if unknown := [name for name in layer if name not in held]:
+            raise ModelError(
+                f"layer {unknown[0]!r} is not listed for {loaded.name}{nearest(unknown[0], held)}; leave --layer out for all"
+            )
+        listed = [one for one in listed if one.name in layer]
     if not fields:
         show_layers(listed)
         return
-    measured = measure_fields(loaded, [layer.name for layer in listed], where, Progress(progress))
+    measured = measure_fields(loaded, [one.name for one in listed], where, Progress(progress))
     show_layers(listed, measured)
 
 
@@ -152,7 +165,7 @@ def demo(*, out: Path = Path("runs/demo"), progress: bool = True) -> None:
 
     Args:
         out: Run folder to write; a finished demo in it is shown instead.
-        progress: Show progress bars, where stderr is a terminal.
+        progress: Show progress on stderr: bars on a terminal, else a line a stage.
     """
     from psi_fast.demo import run_demo
     from psi_fast.present import show_scores

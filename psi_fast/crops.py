@@ -1,5 +1,6 @@
 """TopPatches + bank -> embeddings: each distinct crop cut, prepared and encoded once, in batches on the device."""
 
+import math
 from collections.abc import Generator, Sequence
 from contextlib import closing, nullcontext
 from itertools import pairwise
@@ -12,13 +13,19 @@ from psi_fast.config import PSIConfig
 from psi_fast.encoders import Encoder
 from psi_fast.errors import NotFiniteError
 from psi_fast.forward import one_thread, step_of
-from psi_fast.image_bank import ImageBank, Squares
+from psi_fast.image_bank import MAX_SIDE, ImageBank, Squares
 from psi_fast.image_stream import ImageStream
 from psi_fast.preprocess import Preprocess
 from psi_fast.progress import Progress
 
 WINDOW = 256
 """Crops that follow one another in the order of their images and are put in order of size: those of one size go together."""
+
+NOTABLE = 1.3
+"""How much larger a bank's side must be to be worth a warning."""
+
+NEARLY = 1.5
+"""How much larger originals may be than what is needed to be kept at their own size."""
 
 
 def distinct_crops(images: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -129,6 +136,28 @@ def prepare(
             cut = squares.cut(images[start:stop], boxes[start:stop, :2], tuple(sizes[start].tolist()), device)
             preprocess(cut, out[start:stop])
     return out[: len(boxes)].permute(0, 3, 1, 2)
+
+
+def lost_detail(boxes: np.ndarray, images: np.ndarray, bank: ImageBank | ImageStream, encoder: Encoder) -> str | None:
+    """A warning when photographs hold more of their patches than a bank of small squares does, and the encoder takes more.
+
+    Parameters
+    ----------
+    boxes : [N, 4] float64 (x0, y0, x1, y1) in the bank's px
+    images : [N] int64, their images
+    """
+    taken, side = encoder.preprocess.resize, bank.side
+    width = float(np.median((boxes[:, 2:] - boxes[:, :2]).min(1)))
+    short = bank.sizes[images].min(1)
+    fitting, most = math.ceil(side * taken / width - 1e-6) if width else side, int(short.max())
+    # the originals as they are, where the bank would hardly be smaller: to resize them twice would blur
+    fitting = min(most if fitting > most / NEARLY else fitting, MAX_SIDE)
+    if fitting < NOTABLE * side:
+        return None
+    return (
+        f"patches are {width:.0f} px wide in images of {side} px, of which {encoder.name} could take in {taken} px and "
+        f"{(short > side).mean():.0%} of the originals hold more; --bank-side {fitting} keeps it"
+    )
 
 
 def whole_pixels(boxes: np.ndarray, side: int) -> np.ndarray:

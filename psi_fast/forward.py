@@ -18,9 +18,14 @@ class Pace:
     """Of convolutions and matrix products."""
     size: int = SLICE
     """Images at once on a CPU."""
+    memory_format: torch.memory_format | None = None
+    """Of a batch; None is what `channels_last` says of the network."""
 
     def __str__(self) -> str:
-        return f"{name_of(self.dtype)}, {self.size} at once on a CPU"
+        return f"{name_of(self.dtype)}, {self.size} at once on a CPU{_FORMATS[self.memory_format]}"
+
+
+_FORMATS = {None: "", torch.channels_last: ", channels last", torch.contiguous_format: ", channels first"}
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -98,7 +103,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 
 def channels_last(module: torch.nn.Module) -> torch.memory_format:
-    """The memory format `module` is fastest with: channels_last for a convolutional network, else contiguous.
+    """The memory format `module` is mostly fastest with: channels_last for a convolutional network, else contiguous.
 
     One convolution is a transformer's patch embedding and does not make a network convolutional.
     """

@@ -50,7 +50,7 @@ class Job:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
     progress: bool = True
-    """Show progress bars, where stderr is a terminal."""
+    """Show progress on stderr: bars on a terminal, else a line a stage."""
     settings: tyro.conf.OmitArgPrefixes[PSIConfig] = field(default_factory=PSIConfig)
     """Settings of the method."""
 

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from psi_fast.activation_tap import ActivationTap
-from psi_fast.crops import distinct_crops, embed
+from psi_fast.crops import distinct_crops, embed, lost_detail
 from psi_fast.encoders import AnyPrecision, Encoder
 from psi_fast.environment import device_info, versions
 from psi_fast.errors import NotFiniteError
@@ -224,6 +224,7 @@ def _account(
     images, encoder = subject.images, subject.encoder
     said = [
         *(*subject.network.warnings, *images.warnings, *encoder.warnings, *inputs.text_warnings, *retried),
+        *_coarse(layers, inputs),
         *cautions(table, subject.config.draws),
     ]
     return {
@@ -246,6 +247,21 @@ def _account(
         "crops_per_second": round(crops / bars.seconds["embedding"], 1),
         "warnings": list(dict.fromkeys(said)),
     }
+
+
+def _coarse(layers: Sequence[LayerPatches], inputs: Inputs) -> list[str]:
+    """What a reader must know of the detail that patches lack: of the layer with the smallest ones, where it has any."""
+    boxes, images = (
+        [own.box[own.top.valid & ~own.top.dead[:, None]] for own in layers],
+        [own.top.images[own.top.valid & ~own.top.dead[:, None]] for own in layers],
+    )
+    said = {
+        float((box[:, 2:] - box[:, :2]).mean()): lost_detail(box, rows, inputs.bank, inputs.subject.encoder)
+        for box, rows in zip(boxes, images, strict=True)
+        if len(rows)
+    }
+    smallest = said[min(said)] if said else None
+    return [] if smallest is None else [smallest]
 
 
 def _kept(bank: ImageBank | ImageStream, lasting: bool) -> str:

@@ -123,7 +123,7 @@ def measure_fields(
 
     found = {}
     names = list(layers)
-    with progress.bar("receptive fields", len(names), "layer") as bar:
+    with progress.stage("receptive fields"), progress.bar("receptive fields", len(names), "layer") as bar:
         for name in names:
             found[name] = measured(name)
             bar.update()

@@ -11,9 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialised
 
 from psi_fast.cache import cache_folder
-from psi_fast.encoders import Encoder, TextTower
+from psi_fast.encoders import AnyPrecision, Encoder, TextTower
 from psi_fast.encoders.text_head import TextHead
 from psi_fast.environment import device_info, versions
+from psi_fast.errors import NotFiniteError
+from psi_fast.forward import name_of
 from psi_fast.progress import Progress
 from psi_fast.store import fingerprint, write_whole
 from psi_fast.vocabulary import Vocabulary
@@ -32,13 +34,32 @@ def concept_bank(
     """Names [P] and float32 [P, d] on the CPU of an encoder's concepts, and what a reader of the results must know.
 
     `mark` is the encoder's fingerprint, which takes a while to compute. A text tower's bank is read from the cache folder
-    when an earlier run left it there, with the same bits.
+    when an earlier run left it there, with the same bits. An encoder that embeds a concept as nan or zero in a half precision
+    runs in float32 from then on.
+
+    Raises
+    ------
+    NotFiniteError
+        A concept's embedding is not finite or zero.
     """
     if not isinstance(encoder, TextTower):
-        return *encoder.concepts(vocabulary, progress), []
+        names, rows = encoder.concepts(vocabulary, progress)
+        _require_vectors(encoder.name, names, rows)
+        return names, rows, []
     names, templates = encoder.prompts(vocabulary)
-    rows, warnings = _kept(encoder, mark, names, templates, device, lambda: encoder.concepts(vocabulary, progress)[1])
-    return names, rows, warnings
+
+    def kept() -> tuple[torch.Tensor, list[str]]:
+        return _kept(encoder, mark, names, templates, device, lambda: encoder.concepts(vocabulary, progress)[1])
+
+    try:
+        return names, *kept()
+    except NotFiniteError as error:
+        if not isinstance(encoder, AnyPrecision) or encoder.precision == name_of(torch.float32):
+            raise
+        said = f"the encoder runs in float32, because in {encoder.precision}: {error}"
+        encoder.at_precision(torch.float32)
+    rows, warnings = kept()
+    return names, rows, [said, *warnings]
 
 
 def head_bank(
@@ -56,7 +77,7 @@ def _kept(
     device: torch.device,
     embed: Callable[[], torch.Tensor],
 ) -> tuple[torch.Tensor, list[str]]:
-    """The bank in the cache folder, or that of `embed`, which then lies there for later runs."""
+    """The bank in the cache folder, or that of `embed`, which then lies there for later runs unless it is broken."""
     found = versions()
     about = {
         "format": FORMAT,
@@ -72,6 +93,7 @@ def _kept(
     if rows is not None:
         return rows, []
     rows = embed().contiguous()
+    _require_vectors(tower.name, names, rows)
     metadata = {"about": json.dumps(about, sort_keys=True), "sha256": _checksum(rows)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,10 +114,26 @@ def _read(path: Path, about: Mapping[str, Any]) -> torch.Tensor | None:
     except (OSError, SafetensorError):
         return None
     whole = rows.dtype == torch.float32 and rows.ndim == 2 and len(rows) == len(about["concepts"])
-    if not whole or metadata.get("about") != json.dumps(about, sort_keys=True):
+    if not whole or _broken(rows) is not None or metadata.get("about") != json.dumps(about, sort_keys=True):
         return None
     # a copy: the tensor is a map of a file that may change
     return rows.clone() if metadata.get("sha256") == _checksum(rows) else None
+
+
+def _require_vectors(name: str, concepts: Sequence[str], rows: torch.Tensor) -> None:
+    """Raises a NotFiniteError that names the first concept without a direction."""
+    row = _broken(rows)
+    if row is not None:
+        raise NotFiniteError(
+            f"concepts: {name} returns a vector that is zero or not finite for the concept {concepts[row]!r}; check the "
+            "encoder's weights, or leave the concept out"
+        )
+
+
+def _broken(rows: torch.Tensor) -> int | None:
+    """The first of the rows that is zero or not finite."""
+    bad = torch.nonzero(~torch.isfinite(rows).all(1) | (rows == 0).all(1))
+    return int(bad[0]) if len(bad) else None
 
 
 def _checksum(rows: torch.Tensor) -> str:

@@ -3,28 +3,29 @@
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from psi_fast.activation_tap import ActivationTap, JointTap
 from psi_fast.cache import cache_folder
 from psi_fast.environment import device_info, versions
-from psi_fast.forward import Pace, fast_precision
+from psi_fast.forward import Pace, channels_last, fast_precision
 from psi_fast.store import fingerprint, write_whole
 
 SIZES = (4, 8, 16)
 """Images at once that are tried."""
 ROUNDS = 3
 CLEARLY = 1.1
-"""How much faster another pace has to be than the default size of its dtype: less is within the noise of a machine."""
+"""How much faster another pace has to be than the default size and memory format of its dtype: less is a machine's noise."""
 
 
 def choose_pace(taps: Sequence[ActivationTap], precision: str, mark: str) -> Pace:
     """How the forward passes to the taps' layers run.
 
     A named precision stands for itself, so that it decides a result's bits on its own. For "auto" a GPU takes float16, and a
-    CPU what a trial of some seconds found fastest: float32 or, where the processor has it, bfloat16, and how many images stay
-    in its cache.
+    CPU what a trial of some seconds found fastest: float32 or, where the processor has it, bfloat16, how many images stay in
+    its cache, and whether channels lie last in memory.
 
     Parameters
     ----------
@@ -46,16 +47,21 @@ def choose_pace(taps: Sequence[ActivationTap], precision: str, mark: str) -> Pac
         "device": device_info(device),
         "torch": versions()["torch"],
         "sizes": SIZES,
+        "formats": "both",
     }
     path = cache_folder() / "paces" / f"{fingerprint(about)}.json"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         kept = None
+    other = other_format(taps)
     for pace in paces(device):
-        if kept == str(pace):
-            return pace
+        for own in (pace, replace(pace, memory_format=other)):
+            if kept == str(own):
+                return own
     found = fastest(taps, paces(device))
+    # where the layout is not the usual one it is tried at the precision and size found, which spares half of the trial
+    found = fastest(taps, [found, replace(found, memory_format=other)])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda place: place.write_text(json.dumps(str(found)), encoding="utf-8"))
@@ -69,8 +75,17 @@ def paces(device: torch.device) -> list[Pace]:
     return [Pace(dtype, size) for dtype in dict.fromkeys((torch.float32, fast_precision(device))) for size in SIZES]
 
 
+def other_format(taps: Sequence[ActivationTap]) -> torch.memory_format:
+    """The memory format that the taps' network is not given by default."""
+    usual = channels_last(taps[0].network.module)
+    return torch.contiguous_format if usual == torch.channels_last else torch.channels_last
+
+
 def fastest(taps: Sequence[ActivationTap], tried: Sequence[Pace]) -> Pace:
-    """The pace with most images a second, tried in turns on noise; the default size of its dtype, unless clearly slower."""
+    """The pace with most images a second, tried in turns on noise; one that is usual, unless clearly slower.
+
+    Usual is the best one's dtype in the default size and memory format, or else in the default memory format.
+    """
     side, device = taps[0].network.preprocess.size, taps[0].device
     noise = torch.randn(max(pace.size for pace in tried), 3, side, side, generator=torch.Generator().manual_seed(0))
     noise = noise.to(device)
@@ -84,5 +99,7 @@ def fastest(taps: Sequence[ActivationTap], tried: Sequence[Pace]) -> Pace:
                     own.append((time.perf_counter() - start) / pace.size)
     seconds = {pace: min(own[1:]) for pace, own in times.items()}  # the first pass warms up
     best = min(seconds, key=seconds.__getitem__)
-    usual = Pace(best.dtype)
-    return usual if usual in seconds and seconds[usual] < CLEARLY * seconds[best] else best
+    for usual in (Pace(best.dtype), replace(best, memory_format=None)):
+        if usual in seconds and seconds[usual] < CLEARLY * seconds[best]:
+            return usual
+    return best

@@ -49,7 +49,10 @@ def config(folder):
 def test_a_run_is_written_and_shown(score, tmp_path, capsys):
     assert score() == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    told = re.findall(r"^ *\d+\.\d s  (.*)\n", err, re.MULTILINE)  # no bars where stderr is no terminal
+    assert told[:2] == ["open images", "load encoder"]
+    assert told[-3:] == ["embedding", "clusters", "nulls"]
+    assert err.count("\n") == len(told) == len(set(told))
     squeezed = " ".join(out.split())
     assert "most polysemantic channels" in squeezed
     assert "3 channels: " in squeezed
@@ -61,6 +64,11 @@ def test_a_run_is_written_and_shown(score, tmp_path, capsys):
     assert scores.manifest["warnings"] == ["9 draws give p >= 0.100, so no channel can be significant; use at least 20"]
     assert score() == 0  # the same run is shown again
     assert capsys.readouterr().out == out
+
+
+def test_no_progress_is_silent(score, capsys):
+    assert score("--no-progress") == 0
+    assert capsys.readouterr().err == ""
 
 
 BAD = {  # name -> (changed flags, parts of the message)
@@ -250,7 +258,6 @@ def test_a_settings_file_gives_defaults_that_flags_override(score, tmp_path, cap
     found = config(tmp_path / "run")
     assert (found["top_k"], found["draws"], found["center"], found["rotation"]) == (14, 9, False, "radial")
     assert found["band"] == [0, 0.75]
-    assert capsys.readouterr().err == ""
     assert score("--center", config=path, top_k=None, out=tmp_path / "other") == 0
     assert config(tmp_path / "other")["center"] is True
 

@@ -54,7 +54,28 @@ def test_layers_with_fields(capsys):
     for layer in ("2.self_attn#heads", "2", "4"):
         assert "whole image" in " ".join(rows[layer]), layer
     assert rows["2.self_attn"][-5:] == ["a", "tuple", "1", "-", "-"]
-    assert err == ""  # no bar where stderr is no terminal
+    assert re.fullmatch(r" +0\.\d s  receptive fields\n", err)  # no bar where stderr is no terminal
+
+
+def test_layers_of_some_names_measures_no_others(capsys, monkeypatch):
+    measured, plain = [], psi_fast.receptive_field.measure_field
+    monkeypatch.setattr(
+        "psi_fast.receptive_field.measure_field",
+        lambda tap, *a, **k: (measured.append(tap.layer), plain(tap, *a, **k))[1],
+    )
+    wanted = ["--layer", "3", "--layer", "2.self_attn#heads"]
+    assert run("layers", "--network", "tiny:attention_network", "--fields", "--no-progress", *wanted) == 0
+    out, err = capsys.readouterr()
+    names = [cells[0] for line in out.splitlines() if len(cells := line.split()) > 3]
+    assert names == ["layer", "2.self_attn#heads", "3"]
+    assert set(measured) == {"2.self_attn#heads", "3"}
+    assert err == ""
+    assert run("layers", "--network", "tiny:attention_network", *wanted) == 0
+    out = capsys.readouterr().out
+    assert "theoretical" not in out
+    assert "#heads" in out
+    assert run("layers", "--network", "tiny:attention_network", "--layer", "2.linear3") == 2
+    assert "nearest: '2.linear" in one_line(capsys)
 
 
 def test_layers_of_an_unknown_network_is_one_line(capsys):

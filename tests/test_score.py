@@ -309,10 +309,16 @@ def test_several_positions_of_an_image_may_be_kept():
     assert counts.max() > 1
 
 
-@pytest.mark.parametrize("progress", [False, True])
-def test_nothing_is_printed_where_nobody_watches(capfd, progress):
-    score(progress=progress)
+def test_nothing_is_printed_where_nobody_watches(capfd):
+    score(progress=False)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_line_a_stage_is_printed_where_stderr_is_no_terminal(capfd):
+    scores = score(progress=True)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert [line.split("s  ")[1] for line in err.splitlines()] == list(scores.manifest["seconds"])
 
 
 def test_real_networks_on_a_few_demo_tiles(tmp_path):

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from image_helpers import message
 from safetensors import safe_open
 from safetensors.torch import save_file
 from test_score import assert_same_bits
 
 from psi_fast.encoders.classifier import ClassifierEncoder
+from psi_fast.errors import NotFiniteError
 from psi_fast.progress import Progress
 from psi_fast.text_banks import FOLDER, _checksum, concept_bank, head_bank
 from psi_fast.vocabulary import Vocabulary
@@ -192,12 +194,13 @@ def test_an_encoder_without_a_text_tower_is_not_kept(cache):
 
 def test_a_text_head_is_kept_as_a_tower_is():
     class Head:
+        name = "head"
         precision = "float32"
         runs = 0
 
         def embed(self, concepts, progress=None):
             self.runs += 1
-            return torch.arange(2.0 * len(concepts)).reshape(-1, 2)
+            return torch.arange(1, 2.0 * len(concepts) + 1).reshape(-1, 2)
 
     head = Head()
     first, again = (head_bank(head, ["a", "b"], "weights", CPU, Progress(False)) for _ in range(2))
@@ -221,3 +224,85 @@ def test_the_banks_of_open_clip_are_kept(tmp_path, cache):
     assert torch.equal(first[1], again[1])
     assert torch.equal(first[1], encoder.concepts(WORDS)[1])
     assert Path(only_file(cache)).stat().st_size < 10_000
+
+
+class Spoiling(Tower):
+    """A tower whose third concept has no direction in some precisions."""
+
+    precision = "float16"
+
+    def __init__(self, value, bad=("float16",)):
+        super().__init__()
+        self.value, self.bad = value, bad
+
+    def concepts(self, vocabulary, progress=None):
+        names, rows = super().concepts(vocabulary, progress)
+        if self.precision in self.bad:
+            rows[2] = self.value
+        return names, rows
+
+    def at_precision(self, dtype):
+        self.precision = str(dtype).removeprefix("torch.")
+        return self
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 0.0])
+def test_a_concept_that_overflows_in_half_precision_is_embedded_in_float32(cache, value):
+    tower = Spoiling(value)
+    _, rows, (said,) = bank(tower)
+    assert said.startswith("the encoder runs in float32, because in float16: concepts: tiny-encoder")
+    assert "'blue'" in said
+    assert (tower.precision, tower.runs) == ("float32", 2)
+    assert torch.equal(rows, tiny.TinyEncoder().concepts(WORDS)[1])
+    only_file(cache)  # of float32 alone
+    again = Spoiling(value)
+    assert torch.equal(bank(again)[1], rows)
+    assert again.runs == 1  # in half precision
+    assert "float32" in bank(Spoiling(value))[2][0]
+
+
+def test_a_run_says_so():
+    scores = tiny.score(encoder=Spoiling(0.0), vocabulary="open-1602", channels=slice(0, 2))
+    assert any("runs in float32" in warning for warning in scores.manifest["warnings"])
+    assert scores.manifest["encoder_precision"] == "float32"
+
+
+@pytest.mark.parametrize("value", [torch.nan, 0.0])
+def test_a_concept_without_a_direction_is_an_error_and_never_kept(cache, value):
+    text = message(bank, Spoiling(value, ("float16", "float32")), error=NotFiniteError)
+    assert "'blue'" in text
+    assert "tiny-encoder" in text
+    assert not list(cache.rglob("*.*"))
+
+
+@pytest.mark.parametrize("value", [torch.nan, 0.0])
+def test_a_broken_bank_that_was_kept_is_made_anew(cache, value):
+    rows = bank(Tower())[1]
+
+    def spoil(held, _metadata):
+        held[1] = value
+        return held
+
+    rewritten(only_file(cache), spoil, _checksum)
+    assert torch.equal(bank(Tower())[1], rows)
+
+
+@pytest.mark.parametrize("value", [torch.nan, 0.0])
+def test_a_classifier_whose_class_has_no_direction_is_an_error(value):
+    network = tiny.classifier()
+    with torch.no_grad():
+        network.module[-1].weight[3] = value
+    assert "'class 3'" in message(bank, ClassifierEncoder(network), None, error=NotFiniteError)
+
+
+def test_a_text_head_that_returns_nan_is_an_error(cache):
+    class Head:
+        name, precision = "sentence-head", "float32"
+
+        def embed(self, concepts, progress=None):
+            return torch.full((len(concepts), 2), torch.nan)
+
+    text = message(head_bank, Head(), ["a", "b"], "weights", CPU, Progress(False), error=NotFiniteError)
+    assert "sentence-head" in text
+    assert "'a'" in text
+    assert not cache.exists()

@@ -15,6 +15,7 @@ from psi_fast.forward import Pace
 from psi_fast.trial import choose_pace, fastest
 
 CPU = torch.device("cpu")
+OTHER = torch.contiguous_format  # than the tiny network, which is convolutional, is given by default
 PACES = [Pace(dtype, size) for dtype in (torch.float32, torch.bfloat16) for size in (4, 8, 16)]
 
 
@@ -52,14 +53,45 @@ def test_a_named_precision_is_taken_without_a_trial(name, trials):
 
 def test_a_trial_is_made_once_for_a_network_and_its_layers(trials):
     found = choose_pace([tap()], "auto", "mark")
-    assert found == Pace(torch.bfloat16, 16)
+    assert found == Pace(torch.bfloat16, 16, OTHER)
     assert choose_pace([tap()], "auto", "mark") == found
-    assert len(trials) == 1
-    assert trials[0][1] == PACES
+    assert [tried for _, tried in trials] == [PACES, [Pace(torch.bfloat16, 16), found]]
     choose_pace([tap()], "auto", "another network")
     choose_pace([tap("3")], "auto", "mark")
     choose_pace([tap(), tap("3")], "auto", "mark")
-    assert len(trials) == 4
+    assert len(trials) == 8
+
+
+@pytest.mark.parametrize("place", [0, -1])
+@pytest.mark.parametrize("make", [tiny.network, tiny.attention_network])
+def test_the_memory_format_is_kept_with_the_trial(place, make, trials, monkeypatch):
+    monkeypatch.setattr(psi_fast.trial, "fastest", lambda taps, paces: (trials.append(paces), paces[place])[1])
+    taps = [ActivationTap(make(), tiny.LAYER, CPU)]
+    found = choose_pace(taps, "auto", "mark")
+    other = OTHER if make is tiny.network else torch.channels_last
+    assert [pace.memory_format for pace in trials[1]] == [None, other]
+    assert found.memory_format == trials[1][place].memory_format
+    assert choose_pace(taps, "auto", "mark") == found
+    assert len(trials) == 2
+
+
+def test_a_pace_says_its_memory_format_unless_it_is_the_usual_one():
+    said = [str(Pace(torch.float32, 4, own)) for own in (None, torch.channels_last, torch.contiguous_format)]
+    assert said == [f"float32, 4 at once on a CPU{tail}" for tail in ("", ", channels last", ", channels first")]
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_a_pace_decides_the_memory_format_and_the_bits(memory_format):
+    seen, network = [], tiny.network()
+    network.module[0].register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    images = torch.randn(13, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with JointTap([ActivationTap(network, tiny.LAYER, CPU)], Pace(size=4, memory_format=memory_format)) as joint:
+        seen.clear()
+        with torch.inference_mode():
+            (whole,), (one,) = joint(images), joint(images[9:10])
+    assert torch.equal(one, whole[9:10])
+    assert len(seen) == 5
+    assert all(batch.is_contiguous(memory_format=memory_format) for batch in seen)
 
 
 @pytest.mark.parametrize("content", ["", "{", '"bfloat16, 3 at once on a CPU"', "7", b"\xff"])
@@ -68,14 +100,14 @@ def test_a_broken_record_of_a_trial_is_made_anew(content, trials, tmp_path):
     (path,) = tmp_path.rglob("*.json")
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert choose_pace([tap()], "auto", "mark") == found
-    assert len(trials) == 2
+    assert len(trials) == 4
     assert choose_pace([tap()], "auto", "mark") == found
-    assert len(trials) == 2
+    assert len(trials) == 4
 
 
 def test_without_bfloat16_only_sizes_are_tried(trials, monkeypatch):
     monkeypatch.setattr(psi_fast.trial, "fast_precision", lambda _device: torch.float32)
-    assert choose_pace([tap()], "auto", "mark") == Pace(torch.float32, 16)
+    assert choose_pace([tap()], "auto", "mark") == Pace(torch.float32, 16, OTHER)
     assert trials[0][1] == PACES[:3]
 
 
@@ -102,6 +134,20 @@ def test_the_fastest_pace_is_found(rates, wanted, monkeypatch):
     monkeypatch.setattr(psi_fast.trial, "JointTap", Clocked)
     monkeypatch.setattr(psi_fast.trial.time, "perf_counter", lambda: now[0])
     assert fastest([tap()], PACES) == wanted
+
+
+@pytest.mark.parametrize(("rate", "wanted"), [(0.5, OTHER), (0.95, None), (1.5, None)])
+def test_the_other_memory_format_has_to_be_clearly_faster(rate, wanted, monkeypatch):
+    now, tried = [0.0], [Pace(torch.float32, 4), Pace(torch.float32, 4, OTHER)]
+
+    class Clocked(JointTap):
+        def __call__(self, batch):
+            now[0] += len(batch) * (rate if self.pace == tried[1] else 1.0)
+            return super().__call__(batch)
+
+    monkeypatch.setattr(psi_fast.trial, "JointTap", Clocked)
+    monkeypatch.setattr(psi_fast.trial.time, "perf_counter", lambda: now[0])
+    assert fastest([tap()], tried).memory_format == wanted
 
 
 def test_products_run_in_the_precision_asked_for():

@@ -55,10 +55,13 @@ class TextTower(Protocol):
 
     Attributes
     ----------
+    name : str
+        The spec it was loaded from.
     precision : str
         The dtype of its forward pass.
     """
 
+    name: str
     precision: str
 
     def prompts(self, vocabulary: Vocabulary | None) -> tuple[list[str], list[str]]:
