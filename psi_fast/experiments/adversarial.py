@@ -45,7 +45,7 @@ def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
             left.scatter(np.full(len(rows), place), rows["psi"], s=10, color=CONDITIONS[name], zorder=2)
             left.hlines(rows["psi"].mean(), place - 0.3, place + 0.3, color=CONDITIONS[name], linewidth=2.5, zorder=3)
         left.set(title="PSI of each channel, bar: mean", ylim=(-0.03, 1.03), xlim=(-0.5, len(held) - 0.5), **ticks)
-        parts = [part for part in ("S", "Q", "D") if table[f"{part}_hat"].notna().any()]
+        parts = [part for part in ("S", "Q", "D") if np.isfinite(table[f"{part}_hat"]).any()]
         for place, (name, rows) in enumerate(zip(held, values, strict=True)):
             means = [rows[f"{part}_hat"].mean() for part in parts]
             spread = [rows[f"{part}_hat"].std() / len(rows) ** 0.5 for part in parts]
@@ -108,7 +108,7 @@ def _layer(study: Study, layer: str, count: int, budget: float, steps: int) -> p
     """A row for each chosen channel under each condition."""
     found = study.evaluation(layer)
     selective = np.array(["unselective" not in flags for flags in found.table["flags"]])
-    own = found.table[np.isfinite(found.table["log_psi"]) & selective]
+    own = pd.DataFrame(found.table[np.isfinite(found.table["log_psi"]) & selective])
     channels = np.array(
         own.sort_values("log_psi", kind="stable")["channel"][:count]
     )  # a copy: a table's own column cannot be written
@@ -287,21 +287,21 @@ def noised(pixels: torch.Tensor, boxes: np.ndarray, budget: float, seed: Sequenc
 def _claims(table: pd.DataFrame, layer: str, seed: int) -> list[Claim]:
     """The numbers of one layer."""
     held: dict[str, pd.DataFrame] = {
-        name: table[table["condition"] == name] for name in CONDITIONS if name in set(table["condition"])
+        name: pd.DataFrame(table[table["condition"] == name]) for name in CONDITIONS if name in set(table["condition"])
     }
     before, noise = held["before"], held["noise"]
     claims = [mean(f"{layer}: PSI, {name}", rows["psi"].to_numpy(), seed=seed) for name, rows in held.items()]
     for name, rows in list(held.items())[1:]:
         for measure in MEASURES:
-            if before[measure].notna().any():
+            if np.isfinite(before[measure]).any():
                 gap = rows[measure].to_numpy() - before[measure].to_numpy()
                 claims.append(paired(f"{layer}: {measure}, {name} - before", gap, seed=seed))
         if name != "noise":
             gap = rows["psi"].to_numpy() - noise["psi"].to_numpy()
             claims.append(paired(f"{layer}: psi, {name} - noise", gap, seed=seed))
         claims += [
-            rate(f"{layer}: PSI >= .5, {name}", int((rows["psi"] >= 0.5).sum()), len(rows)),
-            rate(f"{layer}: p <= .05, {name}", int((rows["p"] <= 0.05).sum()), len(rows)),
+            rate(f"{layer}: PSI >= .5, {name}", int(np.sum(rows["psi"] >= 0.5)), len(rows)),
+            rate(f"{layer}: p <= .05, {name}", int(np.sum(rows["p"] <= 0.05)), len(rows)),
             median(f"{layer}: change of the activation, {name}", rows["activation_change"].to_numpy(), seed=seed),
             median(f"{layer}: cosine to the patch before, {name}", rows["cosine_to_before"].to_numpy(), seed=seed),
         ]
