@@ -379,7 +379,7 @@ def run(*arguments):
 def one_line(capsys):
     out, err = capsys.readouterr()
     *stages, error, end = err.split("\n")
-    assert all(re.fullmatch(r" *\d+\.\d s  [a-z ]+", line) for line in stages), err
+    assert all(re.fullmatch(r" *\d+\.\d s  [a-z][a-z -]*", line) for line in stages), err
     assert error.startswith("psi-fast: error: ")
     assert (out, end) == ("", "")
     return error
