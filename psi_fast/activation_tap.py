@@ -167,6 +167,8 @@ class ActivationTap:
             self._seen.append(value)
             if then is not None:
                 then()
+                # the pass goes on to other layers, which may work on this one's output in place
+                self._seen[-1] = value.clone() if isinstance(value, torch.Tensor) else value
 
         if self._heads:
             norms = self._heads.reader(self.layer)

@@ -7,7 +7,7 @@ import torch
 from tiny import SMALL, Boom
 from torch import nn
 
-from psi_fast.activation_tap import ActivationTap, list_layers
+from psi_fast.activation_tap import ActivationTap, JointTap, list_layers
 from psi_fast.errors import ModelError
 from psi_fast.networks import Network, load_network
 
@@ -276,3 +276,37 @@ class Split(nn.Module):
 class Join(nn.Module):
     def forward(self, x):
         return x.reshape(len(x) // 4, 8, 8, 8)
+
+
+class Residual(nn.Module):
+    """A block that works in place behind every layer, as torchvision's residual blocks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        first = self.relu(self.norm(self.conv(x)))
+        second = self.conv2(first)
+        second += first
+        return self.head(self.relu(second).mean((2, 3)))
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_layers_read_together_are_as_each_alone_where_others_work_in_place(gradients):
+    network = Network(Residual(), SMALL, "residual")
+    taps = [ActivationTap(network, name, CPU) for name in ("norm", "conv2", "head")]
+    batch = torch.randn(3, 3, 32, 32)
+    with torch.set_grad_enabled(gradients):
+        alone = []
+        for tap in taps:
+            with tap:
+                alone.append(tap(batch))
+        with JointTap(taps) as joint:
+            together = joint(batch)
+    assert all((part < 0).any() for part in alone)
+    assert all(torch.equal(own, part) for own, part in zip(alone, together, strict=True))

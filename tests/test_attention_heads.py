@@ -182,9 +182,9 @@ def test_state_after_errors():
     with pytest.raises(LookupError), tap, torch.inference_mode():
         tap(torch.randn(2, 3, 32, 32))
     assert_same_state(before, state(network))
-    with pytest.raises(LookupError):
+    with pytest.raises(ModelError, match="LookupError: boom"):
         ActivationTap(network, name + HEADS, CPU)
-    with pytest.raises(LookupError):
+    with pytest.raises(ModelError, match="LookupError: boom"):
         list_layers(network)
     assert_same_state(before, state(network))
 
