@@ -1,4 +1,17 @@
-"""The paper's experiments, its open questions, and the ground truth it lacks: each a function of a Study."""
+"""The paper's experiments, its open questions, and the ground truth it lacks: each a function of a Study.
+
+One file an experiment, named like it: a function with `@experiment(draw)` that returns a Finding (a table, claims, a text),
+and its figure. `separation.py` is the shortest and the model of the others. What they stand on:
+
+- `study.py`: a Study opens network, images and encoder, and gives top patches, embeddings and scores. It keeps them in a
+  `shelf.py`: of the images a `survey.py` (every channel's largest activation in each), of patches a `crop_shelf.py`.
+- `statistics.py`: a Claim is a number with interval and test; `comparisons.py` has those of several groups of channels,
+  `tables.py` what is done to tables, `figures.py` the look of figures.
+- `outcome.py`: what `@experiment` makes of a finding, the files of an Outcome; `commands.py` makes the command.
+
+Parts of one experiment or two: `null_channels.py` (separation, ablation), `settings.py` (robustness), `planted_units.py`
+(planted, null-size), `null_shapes.py` (null-size), `swap_plan.py` and `swaps.py` (patch-swap), `attack.py` (adversarial).
+"""
 
 from psi_fast.experiments.ablation import ablation
 from psi_fast.experiments.adversarial import adversarial

@@ -13,6 +13,7 @@ from psi_fast.experiments.null_channels import null_channels
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.statistics import Claim, aurocs, contrast
 from psi_fast.experiments.study import Study
+from psi_fast.experiments.tables import numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,7 +140,8 @@ def _differences(table: pd.DataFrame, samples: np.ndarray, parts: str) -> list[C
 def _told(layer: str, against: str, table: pd.DataFrame, differences: Sequence[Claim]) -> str:
     """A paragraph on one comparison."""
     product = table[table["way"] == "product"].set_index("components")["auroc"]
-    best = table.loc[table["auroc"].idxmax()] if table["auroc"].notna().any() else table.iloc[-1]
+    auroc = numbers(table, "auroc")
+    best = table.iloc[int(np.nanargmax(auroc)) if np.isfinite(auroc).any() else -1]
     added = "; ".join(
         f"{one.name.rpartition('what ')[2]} {one.value:+.3f} ({one.low:+.3f} to {one.high:+.3f})"
         for one in differences

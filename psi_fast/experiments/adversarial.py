@@ -16,8 +16,9 @@ from psi_fast.evaluation import Evaluation, evaluate, without
 from psi_fast.experiments.attack import Attack, smooth_encoder
 from psi_fast.experiments.figures import COLOURS, GREY, panels
 from psi_fast.experiments.outcome import Finding, experiment
-from psi_fast.experiments.statistics import Claim, mean, median, paired, rate
+from psi_fast.experiments.statistics import SIGNIFICANT, Claim, mean, median, paired, rate
 from psi_fast.experiments.study import Study
+from psi_fast.experiments.tables import led_by
 from psi_fast.image_bank import ImageBank
 from psi_fast.results import PatchEmbeddings, TopPatches
 
@@ -79,9 +80,12 @@ def adversarial(study: Study, *, channel_count: int = 10, budget: float = 8.0, s
     Parameters
     ----------
     study : Study
-    channel_count : how many of each layer, from the lowest PSI up
-    budget : largest change of a pixel, of 255
-    steps : gradients of each image
+    channel_count : int
+        Channels of each layer, from the lowest PSI up.
+    budget : float
+        Largest change of a pixel's value, of 255.
+    steps : int
+        Gradients of each image.
     """
     if channel_count < 1 or not 0 < budget <= 255 or steps < 1:
         raise ConfigError(
@@ -92,7 +96,7 @@ def adversarial(study: Study, *, channel_count: int = 10, budget: float = 8.0, s
     for layer in study.layers:
         table = _layer(study, layer, channel_count, budget, steps).assign(layer=layer)
         own = _claims(table, layer, study.config.seed)
-        tables.append(table[["layer", *(name for name in table if name != "layer")]])
+        tables.append(led_by(table, "layer"))
         claims += own
         told.append(_told(own, table, layer))
     text = (
@@ -301,7 +305,7 @@ def _claims(table: pd.DataFrame, layer: str, seed: int) -> list[Claim]:
             claims.append(paired(f"{layer}: psi, {name} - noise", gap, seed=seed))
         claims += [
             rate(f"{layer}: PSI >= .5, {name}", int(np.sum(rows["psi"] >= 0.5)), len(rows)),
-            rate(f"{layer}: p <= .05, {name}", int(np.sum(rows["p"] <= 0.05)), len(rows)),
+            rate(f"{layer}: p <= .05, {name}", int(np.sum(rows["p"] <= SIGNIFICANT)), len(rows)),
             median(f"{layer}: change of the activation, {name}", rows["activation_change"].to_numpy(), seed=seed),
             median(f"{layer}: cosine to the patch before, {name}", rows["cosine_to_before"].to_numpy(), seed=seed),
         ]

@@ -10,10 +10,12 @@ import pandas as pd
 from psi_fast.config import PSIConfig
 from psi_fast.errors import ConfigError, InputError
 from psi_fast.evaluation import Evaluation
+from psi_fast.experiments.comparisons import top_overlap
 from psi_fast.experiments.figures import COLOURS, GREY, panels
 from psi_fast.experiments.outcome import Finding, experiment
-from psi_fast.experiments.statistics import Claim, mean, overlap, paired, rank_correlation, rate
+from psi_fast.experiments.statistics import Claim, mean, paired, rank_correlation, rate
 from psi_fast.experiments.study import Study
+from psi_fast.experiments.tables import led_by
 from psi_fast.results import COMPONENTS
 
 if TYPE_CHECKING:
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 
 TOP = "top K"
 SHARES = (0.1, 0.25, 0.5)
-LIST = 50
-"""Channels in the lists whose overlap is told, or a quarter of the channels where that is less."""
 LINES = {
     1: {f"mean {name}_z": name for name in COMPONENTS},
     2: {
@@ -69,8 +69,10 @@ def bands(study: Study, *, channel_count: int = 200, shares: tuple[float, ...] =
     Parameters
     ----------
     study : Study
-    channel_count : channels of each layer, evenly over it
-    shares : of the images by activation, each in (0, 1] and with at least K images
+    channel_count : int
+        Channels of each layer, evenly spread over it.
+    shares : sequence of float
+        Of the images by activation, each in (0, 1] and with at least K images.
     """
     if channel_count < 4:
         raise ConfigError(f"channel_count must be at least 4 to compare bands over channels, got {channel_count}")
@@ -124,7 +126,7 @@ def _rows(evaluation: Evaluation, layer: str, band: str) -> pd.DataFrame:
     table = evaluation.table
     columns = ["channel", "psi", "log_psi", *(f"{name}_z" for name in evaluation.draws), "k", "selectivity"]
     own = table[columns].assign(unselective=["unselective" in flags for flags in table["flags"]])
-    return own.assign(layer=layer, band=band)[["layer", "band", *own]]
+    return led_by(own.assign(layer=layer, band=band), "layer", "band")
 
 
 def _scored_in_all(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -158,10 +160,9 @@ def _claims(rows: pd.DataFrame, layer: str, seed: int) -> list[Claim]:
 
 def _common(name: str, own: pd.DataFrame, top: pd.DataFrame) -> Claim:
     """The share of the most polysemantic channels that two bands have in common, and what chance would give."""
-    length = min(LIST, len(own) // 4)
-    lists = (list(one["log_psi"].nlargest(length).index) for one in (own, top))
+    value, length = top_overlap(*(one.loc[top.index, "log_psi"].to_numpy() for one in (own, top)))
     how = f"the {length} channels of largest PSI out of {len(own)}; {length / len(own):.2f} by chance"
-    return Claim(name, overlap(*lists), count=length, how=how)
+    return Claim(name, value, count=length, how=how)
 
 
 def _percent(share: float) -> str:

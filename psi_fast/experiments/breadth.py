@@ -14,6 +14,7 @@ from psi_fast.experiments.figures import COLOURS, panels
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.statistics import Claim, paired, pooled, rank_correlation
 from psi_fast.experiments.study import Study
+from psi_fast.experiments.tables import led_by
 from psi_fast.results import Bank
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def breadth(study: Study) -> Finding:
         found = {"open": study.evaluation(layer), "classes": study.evaluation(layer, text=words)}
         rows = _rows(found, classes, names).assign(layer=layer)
         own = _claims(rows, layer, study.config.seed)
-        tables.append(rows[["layer", *(name for name in rows if name != "layer")]])
+        tables.append(led_by(rows, "layer"))
         claims += own
         told.append(_told(layer, own))
     matching = f"{matched} of {len(class_names)} classes are among the {len(bank.names)} concepts"
@@ -163,7 +164,7 @@ def _rows(found: dict[str, Evaluation], classes: np.ndarray, names: Sequence[set
     for row in range(len(rows)):
         concepts = {bank: table["concepts"].iloc[row] for bank, table in tables.items()}
         for cluster, concept in enumerate(concepts["open"]):
-            own = names[np.bincount(classes[row, labels[row] == cluster]).argmax()]
+            own = names[int(np.bincount(classes[row, labels[row] == cluster]).argmax())]
             counts["clusters"][row] += 1
             counts["outside"][row] += concept not in known
             counts["of_a_known_class"][row] += bool(own)

@@ -28,6 +28,17 @@ def _command(run: Callable[..., Outcome]) -> Callable[..., None]:
     job = inspect.Parameter("job", inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[Job, tyro.conf.arg(name="")])
     command.__signature__ = inspect.Signature([*own, job])  # pyright: ignore[reportFunctionMemberAccess]
     command.__annotations__ = {one.name: one.annotation for one in (*own, job)}
-    command.__doc__ = run.__doc__
+    command.__doc__ = _unwrapped(inspect.getdoc(run) or "")
     command.__name__ = run.__name__
     return command
+
+
+def _unwrapped(doc: str) -> str:
+    """The docstring with each option's description on one line, which the help text breaks where it must."""
+    lines: list[str] = []
+    for line in doc.splitlines():
+        if line.startswith("    ") and lines[-1].startswith("    "):
+            lines[-1] += f" {line.strip()}"
+        else:
+            lines.append(line)
+    return "\n".join(lines)

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats
 
-from psi_fast.experiments.statistics import LEVEL, RESAMPLES, Claim, intraclass
+from psi_fast.experiments.statistics import ENDS, RESAMPLES, Claim, intraclass, overlap
 
-ENDS = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+TOP = 50
+"""Channels in a list of the most polysemantic ones, or a quarter of the channels where that is less."""
 
 
 def trend(name: str, groups: np.ndarray, values: np.ndarray, *, seed: int, paper: str = "") -> Claim:
@@ -21,13 +22,13 @@ def trend(name: str, groups: np.ndarray, values: np.ndarray, *, seed: int, paper
     how = f"bootstrap within each group, {RESAMPLES // 4} samples; Jonckheere-Terpstra (Kendall's tau-b), two-sided"
     if len(values) < 3 or np.ptp(groups) == 0 or np.ptp(values) == 0:
         return Claim(name, float("nan"), count=len(values), how=how, paper=paper)
-    value, p = map(float, stats.kendalltau(groups, values, method="asymptotic"))
+    value, p = _kendall(groups, values)
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
     samples = []
     for _ in range(RESAMPLES // 4):  # each sorts all values
         rows = np.concatenate([rng.choice(own, len(own)) for own in members])
-        samples.append(float(stats.kendalltau(groups[rows], values[rows])[0]))
+        samples.append(_kendall(groups[rows], values[rows])[0])
     low, high = np.nanquantile(samples, ENDS)
     return Claim(name, value, float(low), float(high), p, len(values), how, paper)
 
@@ -73,6 +74,19 @@ def mean_correlation(name: str, values: np.ndarray, *, seed: int, paper: str = "
         return Claim(name, float("nan"), count=len(values), how=how, paper=paper)
     low, high = _over_units(_mean_rho, values, seed)
     return Claim(name, _mean_rho(values), low, high, count=len(values), how=how, paper=paper)
+
+
+def top_overlap(a: np.ndarray, b: np.ndarray) -> tuple[float, int]:
+    """The share of the top channels by `a` [n] that are also those by `b` [n], and how many these are; nan of none."""
+    count = min(TOP, len(a) // 4)
+    lists = (np.argsort(-own, kind="stable")[:count].tolist() for own in (a, b))
+    return overlap(*lists) if count else float("nan"), count
+
+
+def _kendall(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Kendall's tau-b of pairs [n], and its two-sided p in the normal approximation."""
+    tau, p = np.array(stats.kendalltau(a, b, method="asymptotic"), dtype=np.float64)
+    return float(tau), float(p)
 
 
 def _mean_rho(values: np.ndarray) -> float:

@@ -11,10 +11,11 @@ from scipy import stats
 from psi_fast.activation_tap import list_layers
 from psi_fast.errors import InputError
 from psi_fast.experiments.comparisons import difference, trend
-from psi_fast.experiments.figures import COLOURS, GREY, panels
+from psi_fast.experiments.figures import COLOURS, GREY, error_bars, panels
 from psi_fast.experiments.outcome import Finding, experiment
-from psi_fast.experiments.statistics import Claim, auroc, mean, median, rate
+from psi_fast.experiments.statistics import SIGNIFICANT, Claim, auroc, mean, median, rate
 from psi_fast.experiments.study import Study
+from psi_fast.experiments.tables import led_by
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 REAL, RANDOM = "real", "random patches"
 Z_COLOURS = {"S_z": COLOURS[2], "Q_z": COLOURS[3], "D_z": COLOURS[4]}
-RATE = 0.05
-"""False discovery rate within a layer."""
 
 
 def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
@@ -58,12 +57,8 @@ def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
 
 def _line(panel: "Axes", layers: list[str], found: dict[str, Claim], what: str, colour: str, label: str) -> None:
     """A value with its interval at each layer."""
-    own = [found[f"{layer}: {what}"] for layer in layers]
-    value = np.array([one.value for one in own])
-    ends = np.array([[one.value - one.low, one.high - one.value] for one in own]).T
-    panel.errorbar(
-        range(len(layers)), value, np.nan_to_num(ends.clip(0)), color=colour, marker="o", ms=3, lw=1.2, label=label
-    )
+    value, reach = error_bars([found[f"{layer}: {what}"] for layer in layers])
+    panel.errorbar(range(len(layers)), value, reach, color=colour, marker="o", ms=3, lw=1.2, label=label)
 
 
 @experiment(draw)
@@ -107,8 +102,7 @@ def _scored(study: Study, count: int) -> pd.DataFrame:
                 tables.append(rows[[*columns, "random_percentile"]].assign(**about, kind=kind))
             bar.update()
     table = pd.concat(tables, ignore_index=True)
-    first = ["layer", "depth", "patch_px", "kind"]
-    return table[[*first, *(name for name in table if name not in first)]]
+    return led_by(table, "layer", "depth", "patch_px", "kind")
 
 
 def _trends(table: pd.DataFrame, seed: int) -> list[Claim]:
@@ -139,7 +133,7 @@ def _of_layer(table: pd.DataFrame, layer: str, seed: int) -> list[Claim]:
     return [
         mean(f"{layer}: mean PSI", psi, seed=seed),
         median(f"{layer}: median PSI", psi, seed=seed),
-        rate(f"{layer}: share with q <= .05", int((scored <= RATE).sum()), len(scored)),
+        rate(f"{layer}: share with q <= .05", int((scored <= SIGNIFICANT).sum()), len(scored)),
         *(mean(f"{layer}: mean {z}", own[z].to_numpy(), seed=seed) for z in _z(table)),
         mean(f"{layer}: mean PSI of random patches", random["psi"].to_numpy(), seed=seed),
         auroc(
@@ -165,7 +159,7 @@ def _text(layers: list[str], claims: Sequence[Claim], steps: Sequence[Claim]) ->
     )
     p = np.array([one.p for one in steps])
     sure = np.zeros(len(p), bool)
-    sure[np.isfinite(p)] = stats.false_discovery_control(p[np.isfinite(p)]) <= RATE
+    sure[np.isfinite(p)] = stats.false_discovery_control(p[np.isfinite(p)]) <= SIGNIFICANT
     up, down = (sum(one.value * sign > 0 for one in np.array(steps, object)[sure]) for sign in (1, -1))
     first, last = (found[f"{layer}: mean PSI"] for layer in (layers[0], layers[-1]))
     return (
@@ -184,5 +178,5 @@ def _moves(what: str, claim: Claim) -> str:
     """What a trend comes to, in words."""
     if np.isnan(claim.value):
         return f"{what} does not vary"
-    way = "shows no clear trend" if claim.p > RATE else "rises" if claim.value > 0 else "falls"
+    way = "shows no clear trend" if claim.p > SIGNIFICANT else "rises" if claim.value > 0 else "falls"
     return f"{what} {way} (Kendall's tau {claim.value:.2f}, {claim.low:.2f} to {claim.high:.2f}, p = {claim.p:.2g})"

@@ -11,23 +11,23 @@ import torch
 
 from psi_fast.config import PSIConfig, Rotation
 from psi_fast.errors import ConfigError, InputError
-from psi_fast.evaluation import centred_bank, evaluate, without
-from psi_fast.experiments.figures import COLOURS, GREY, panels
+from psi_fast.evaluation import centred_bank, without
+from psi_fast.experiments.figures import COLOURS, GREY, error_bars, panels
 from psi_fast.experiments.null_shapes import Family, families, turned
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.planted_units import merged_units
 from psi_fast.experiments.shelf import content
-from psi_fast.experiments.statistics import Claim, rate
+from psi_fast.experiments.statistics import SIGNIFICANT, Claim, rate
 from psi_fast.experiments.study import Study
 from psi_fast.pipeline import used_rows
+from psi_fast.progress import Progress
 from psi_fast.results import Bank, PatchEmbeddings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LEVEL = 0.05
 BAND = (0.01, 0.06)
-"""Where a false-alarm rate at LEVEL should lie."""
+"""Where a false-alarm rate at SIGNIFICANT should lie."""
 PART = 25
 """Data sets that share the random numbers of their draws, and of one file on the shelf."""
 POOL = 2000
@@ -56,20 +56,15 @@ def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
             kinds = list(dict.fromkeys(rows["family"]))
             nulls = list(dict.fromkeys(own["null"]))
             for number, (kind, colour) in enumerate(zip(kinds, COLOURS, strict=False)):
-                found = [
-                    (place, held.get(claim_name(head, kind, null, structured))) for place, null in enumerate(nulls)
-                ]
-                points = [(place, one.value, one.low, one.high) for place, one in found if one is not None]
-                place, value, low, high = np.array(points).T
-                shift = (number - (len(kinds) - 1) / 2) * 0.8 / len(kinds)
-                panel.errorbar(
-                    value, place + shift, xerr=np.abs([value - low, high - value]), fmt="o", color=colour, markersize=3,
-                    linewidth=1, label=kind,
-                )  # fmt: skip
+                names = [claim_name(head, kind, null, structured) for null in nulls]
+                places = np.array([place for place, name in enumerate(names) if name in held])
+                value, reach = error_bars([held[name] for name in names if name in held])
+                places = places + (number - (len(kinds) - 1) / 2) * 0.8 / len(kinds)
+                panel.errorbar(value, places, xerr=reach, fmt="o", color=colour, ms=3, lw=1, label=kind)
             panel.set_yticks(range(len(nulls)), nulls)
             panel.invert_yaxis()
             panel.set_xlim(-0.03, 1.03)
-            panel.axvline(LEVEL, color=GREY, linewidth=0.8, linestyle="--")
+            panel.axvline(SIGNIFICANT, color=GREY, linewidth=0.8, linestyle="--")
             panel.set_title(
                 "clusters: share found at p ≤ .05" if structured else "no clusters: false alarms at p ≤ .05"
             )
@@ -243,35 +238,24 @@ def _evaluated(
     study: Study, rows: torch.Tensor, labels: np.ndarray | None, bank: Bank | None, config: PSIConfig
 ) -> pd.DataFrame:
     count, places, width = rows.shape
-    unknown = np.full(count, np.nan, dtype=np.float32)
-    nothing = np.zeros(count, dtype=bool)
     index = torch.arange(count * places).reshape(count, places)
-    return evaluate(
-        PatchEmbeddings(rows.reshape(-1, width), index, torch.arange(count)),
-        None if labels is None else torch.from_numpy(labels),
-        bank,
-        None,
-        config,
-        study.subject.device,
-        type(study.bars)(False),
-        dead=nothing,
-        max_activation=unknown,
-        selectivity=unknown,
-        unselective=nothing,
-    ).table
+    patches = PatchEmbeddings(rows.reshape(-1, width), index, torch.arange(count))
+    return study.scored(patches, labels, bank, config, Progress(False)).table
 
 
 def _claims(table: pd.DataFrame) -> list[Claim]:
     """A rate of p <= .05 for each family and null; the families without clusters first."""
     several = table["layer"].nunique() > 1
-    groups = table.groupby(["structured", "layer", "family", "null"], sort=False)
     return [
         rate(
-            claim_name(str(layer) if several else "", str(family), str(null), bool(structured)),
-            int((rows["p"].to_numpy() <= LEVEL + 1e-9).sum()),
+            claim_name(str(layer) if several else "", str(family), str(null), structured),
+            int((rows["p"].to_numpy() <= SIGNIFICANT + 1e-9).sum()),
             int(rows["p"].notna().sum()),
         )
-        for (structured, layer, family, null), rows in sorted(groups, key=lambda group: group[0][0])
+        for structured in (False, True)
+        for (layer, family, null), rows in table[table["structured"] == structured].groupby(
+            ["layer", "family", "null"], sort=False
+        )
     ]
 
 

@@ -114,7 +114,7 @@ def experiment(
                 return found
             before = dict(study.bars.seconds)
             with study.bars.stage(name):
-                finding = find(study, **options)
+                finding = find(study, *args, **options)
             seconds = {k: round(v - before.get(k, 0), 3) for k, v in study.bars.seconds.items() if v > before.get(k, 0)}
             manifest = about | {
                 "claims": len(finding.claims),

@@ -9,11 +9,12 @@ import pandas as pd
 
 from psi_fast.calibration import discovery_rate
 from psi_fast.errors import ConfigError, InputError, ModelError
-from psi_fast.experiments.figures import COLOURS, panels
+from psi_fast.experiments.figures import COLOURS, error_bars, panels
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.statistics import (
-    LEVEL,
+    ENDS,
     RESAMPLES,
+    SIGNIFICANT,
     Claim,
     effect_size,
     mean,
@@ -22,9 +23,10 @@ from psi_fast.experiments.statistics import (
     rate,
     sign_flip,
 )
-from psi_fast.experiments.study import Study
+from psi_fast.experiments.study import Study, spread
 from psi_fast.experiments.swap_plan import plan
 from psi_fast.experiments.swaps import CONDITIONS, Places, Swaps, swapped
+from psi_fast.experiments.tables import led_by, numbers
 from psi_fast.pipeline import measured_fields
 
 if TYPE_CHECKING:
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 ALIGNED, *CONTROLS = CONDITIONS
 BOX = 96 / 224
 """Share of the input's side that a box has where units see more than that."""
-FALSE_DISCOVERIES = 0.05
 DECILES = 10
 PALETTE: dict[str, str] = dict(zip(CONDITIONS, COLOURS, strict=False))
 
@@ -58,8 +59,8 @@ def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
 
 def _draw_changes(panel: "Axes", changes: Sequence[Claim]) -> None:
     for place, (one, condition) in enumerate(zip(changes, CONDITIONS, strict=True)):
-        reach = [[one.value - one.low], [one.high - one.value]]
-        panel.errorbar(one.value, -place, xerr=reach, fmt="o", color=PALETTE[condition], capsize=3)
+        value, reach = error_bars([one])
+        panel.errorbar(value, -place, xerr=reach, fmt="o", color=PALETTE[condition], capsize=3)
     panel.axvline(0, color="black", linewidth=0.8)
     panel.set(
         yticks=-np.arange(len(CONDITIONS)), yticklabels=CONDITIONS, xlabel="change in activation, sd of the channel"
@@ -71,8 +72,8 @@ def _draw_changes(panel: "Axes", changes: Sequence[Claim]) -> None:
 def _draw_deciles(panel: "Axes", rows: pd.DataFrame) -> None:
     for place, control in enumerate(CONTROLS):
         own = rows.loc[rows["condition"] == control]
-        margin, low, high = (_of(own, name) for name in ("margin", "low", "high"))
-        x, reach = _of(own, "decile") + 0.12 * (place - 1.5), [margin - low, high - margin]
+        margin, low, high = (numbers(own, name) for name in ("margin", "low", "high"))
+        x, reach = numbers(own, "decile") + 0.12 * (place - 1.5), [margin - low, high - margin]
         panel.errorbar(x, margin, yerr=reach, fmt="o-", markersize=3, linewidth=1, color=PALETTE[control])
     panel.axhline(0, color="black", linewidth=0.8)
     panel.set(
@@ -113,7 +114,7 @@ def patch_swap(
     channel_count : int
         Channels of each layer, spread evenly over its ranks of PSI; all where it has fewer.
     host_count : int
-        Hosts of each channel, at most. With n of them a channel's p is at least 2 / 2^n, and 2 / 10,000.
+        Hosts of each channel, at most. With n of them a channel's p is at least 2 / 2^n, and .0002.
     hosts : {"middle", "top"}
         From the 20-80 % range of the channel's own activations, never its top patches; or top patches of odd rank, with
         clusters and patches from those of even rank.
@@ -144,7 +145,7 @@ def by_decile(table: pd.DataFrame) -> pd.DataFrame:
     for decile in sorted(set(table["decile"])):
         for control in CONTROLS:
             own = table.loc[(table["decile"] == decile) & (table["condition"] == control)]
-            one = mean("", _of(own, "margin_sd"), seed=0)
+            one = mean("", numbers(own, "margin_sd"), seed=0)
             rows.append((decile, control, one.value, one.low, one.high, one.count))
     return pd.DataFrame(rows, columns=["decile", "condition", "margin", "low", "high", "channels"])
 
@@ -189,7 +190,7 @@ def _spread_over_psi(study: Study, layer: str, count: int) -> np.ndarray:
     order = np.argsort(log_psi, kind="stable")[: np.isfinite(log_psi).sum()]
     if not len(order):
         raise InputError(f"no channel of {layer} could be scored; see the flags of `psi-fast score`")
-    return order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(np.int64)]
+    return spread(order, count)
 
 
 def _channel_table(study: Study, layer: str, swaps: Swaps, activations: np.ndarray) -> pd.DataFrame:
@@ -212,8 +213,7 @@ def _channel_table(study: Study, layer: str, swaps: Swaps, activations: np.ndarr
     for control in CONTROLS:
         rows = table["condition"] == control
         table.loc[rows, "q"] = discovery_rate(table.loc[rows, "p"].to_numpy())
-    first = ["layer", "channel", "psi", "log_psi", "k", "decile"]
-    return table.reindex(columns=[*first, *(name for name in table if name not in first)])
+    return led_by(table, "layer", "channel", "psi", "log_psi", "k", "decile")
 
 
 def _channel_rows(changes: np.ndarray, spread: float, rng: np.random.Generator) -> pd.DataFrame:
@@ -221,9 +221,8 @@ def _channel_rows(changes: np.ndarray, spread: float, rng: np.random.Generator) 
     scaled = changes / spread
     margins = scaled[:, :1] - scaled
     drawn = rng.integers(len(changes), size=(RESAMPLES, len(changes)))
-    edges = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     (low, high), (margin_low, margin_high) = (
-        np.quantile(own[drawn].mean(1), edges, axis=0) for own in (scaled, margins)
+        np.quantile(own[drawn].mean(1), ENDS, axis=0) for own in (scaled, margins)
     )
     rows = pd.DataFrame(
         {
@@ -250,34 +249,35 @@ def _claims(table: pd.DataFrame, layer: str, seed: int) -> Iterator[Claim]:
     paper = {ALIGNED: "+.15"}
     for condition in CONDITIONS:
         yield paired(
-            f"{layer}: change, {condition}", _of(by[condition], "change_sd"), seed=seed, paper=paper.get(condition, "")
+            f"{layer}: change, {condition}",
+            numbers(by[condition], "change_sd"),
+            seed=seed,
+            paper=paper.get(condition, ""),
         )
     for condition in CONDITIONS:
-        yield mean(f"{layer}: change, {condition}, raw", _of(by[condition], "change"), seed=seed)
+        yield mean(f"{layer}: change, {condition}, raw", numbers(by[condition], "change"), seed=seed)
     for control in CONTROLS:
-        yield paired(f"{layer}: aligned minus {control}", _of(by[control], "margin_sd"), seed=seed, paper="above 0")
+        yield paired(f"{layer}: aligned minus {control}", numbers(by[control], "margin_sd"), seed=seed, paper="above 0")
     for control in CONTROLS:
-        yield effect_size(f"{layer}: aligned minus {control}, effect size", _of(by[control], "margin_sd"), seed=seed)
+        yield effect_size(
+            f"{layer}: aligned minus {control}, effect size", numbers(by[control], "margin_sd"), seed=seed
+        )
     for control in CONTROLS:
-        clear = _of(by[control], "q") <= FALSE_DISCOVERIES
+        clear = numbers(by[control], "q") <= SIGNIFICANT
         for word, sign in (("above", 1), ("below", -1)):
-            hits = clear & (sign * _of(by[control], "margin_sd") > 0)
+            hits = clear & (sign * numbers(by[control], "margin_sd") > 0)
             yield rate(
-                f"{layer}: share of channels with aligned {word} {control}, q <= {FALSE_DISCOVERIES}",
+                f"{layer}: share of channels with aligned {word} {control}, q <= {SIGNIFICANT}",
                 int(hits.sum()),
                 len(hits),
             )
-    log_psi = _of(by[ALIGNED], "log_psi")
+    log_psi = numbers(by[ALIGNED], "log_psi")
     yield rank_correlation(
-        f"{layer}: rank correlation of aligned with PSI", log_psi, _of(by[ALIGNED], "change_sd"), seed=seed
+        f"{layer}: rank correlation of aligned with PSI", log_psi, numbers(by[ALIGNED], "change_sd"), seed=seed
     )
     for control in CONTROLS:
         name = f"{layer}: rank correlation of aligned minus {control} with PSI"
-        yield rank_correlation(name, log_psi, _of(by[control], "margin_sd"), seed=seed)
-
-
-def _of(rows: pd.DataFrame, column: str) -> np.ndarray:
-    return rows[column].to_numpy(dtype=np.float64)
+        yield rank_correlation(name, log_psi, numbers(by[control], "margin_sd"), seed=seed)
 
 
 def _asked(hosts: str) -> str:

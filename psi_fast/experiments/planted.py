@@ -1,15 +1,14 @@
 """Are units found whose meanings are known, and their clusters? Ground truth from any classifier, and from merged channels."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 
 from psi_fast.errors import ConfigError
-from psi_fast.evaluation import evaluate
-from psi_fast.experiments.figures import COLOURS, GREY, panels
+from psi_fast.experiments.figures import COLOURS, GREY, error_bars, panels
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.planted_units import (
     PURE,
@@ -20,8 +19,9 @@ from psi_fast.experiments.planted_units import (
     merged_units,
     pure_logits,
 )
-from psi_fast.experiments.statistics import Claim, auroc, mean, rate
+from psi_fast.experiments.statistics import SIGNIFICANT, Claim, auroc, mean, rate
 from psi_fast.experiments.study import Study
+from psi_fast.experiments.tables import numbers
 from psi_fast.pipeline import used_rows
 from psi_fast.results import PatchEmbeddings
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LEVEL = 0.05
 SCORES = {"PSI": "log_psi", "S": "S_z", "Q": "Q_z", "D": "D_z"}
 """What is held against the kinds, and its column."""
 
@@ -110,21 +109,9 @@ def _patches(study: Study, classes: np.ndarray, asked: int | None) -> int:
 def _scored(study: Study, units: Units) -> pd.DataFrame:
     """A row a unit: kind, meaning, how many are planted, PSI and its parts, and how the clusters fit the planted ones."""
     rows, index = study.embed(units.images, units.boxes)
-    labels, count = study.subject.images.labels, len(units.images)
-    unknown = np.full(count, np.nan, dtype=np.float32)
-    found = evaluate(
-        PatchEmbeddings(*used_rows(rows, index), torch.arange(count)),
-        None if labels is None else torch.from_numpy(labels[units.images]),
-        study.text,
-        None,
-        study.config,
-        study.subject.device,
-        study.bars,
-        dead=np.zeros(count, dtype=bool),
-        max_activation=unknown,
-        selectivity=unknown,
-        unselective=np.zeros(count, dtype=bool),
-    )
+    labels = study.subject.images.labels
+    patches = PatchEmbeddings(*used_rows(rows, index), torch.arange(len(units.images)))
+    found = study.scored(patches, None if labels is None else labels[units.images], study.text, study.config)
     meanings = units.planted.max(1) + 1
     own = zip(units.planted, found.clusters.labels.numpy(), meanings, strict=True)
     fit = [adjusted_rand(a, b) if several > 1 else np.nan for a, b, several in own]
@@ -139,34 +126,33 @@ def _claims(table: pd.DataFrame, members: Sequence[int], study: Study) -> list[C
     seed = study.config.seed
     by = {str(kind): rows for kind, rows in table.groupby("kind", sort=False) if kind not in ("merged", "channel")}
     claims = [
-        auroc(f"AUROC {name}, poly{m} / {other}", _of(by[f"poly{m}"], column), _of(by[other], column), seed=seed)
+        auroc(
+            f"AUROC {name}, poly{m} / {other}", numbers(by[f"poly{m}"], column), numbers(by[other], column), seed=seed
+        )
         for name, column in SCORES.items()
         for m in (members if name == "PSI" else sorted(members)[:2])
         for other in ("mono", "random")
-        if np.isfinite(_of(table, column)).any()
+        if np.isfinite(numbers(table, column)).any()
     ]
     for layer in study.layers:
         head = f"{layer}: " if len(study.layers) > 1 else ""
         own = {kind: table[(table["layer"] == layer) & (table["kind"] == kind)] for kind in ("merged", "channel")}
         by |= {head + kind: rows for kind, rows in own.items()}
-        psi = (_of(rows, "log_psi") for rows in own.values())
+        psi = (numbers(rows, "log_psi") for rows in own.values())
         claims.append(auroc(f"{head}AUROC PSI, merged / channel", *psi, seed=seed))
     for column in ("p", "q"):
         for kind, rows in by.items():
-            found = _of(rows, column)
-            claims.append(rate(f"{column} <= .05, {kind}", int((found <= LEVEL).sum()), int(np.isfinite(found).sum())))
+            found = numbers(rows, column)
+            claims.append(
+                rate(f"{column} <= .05, {kind}", int((found <= SIGNIFICANT).sum()), int(np.isfinite(found).sum()))
+            )
     several = {kind: rows for kind, rows in by.items() if "poly" in kind or "merged" in kind}
     for kind, rows in several.items():
-        claims.append(mean(f"adjusted Rand index, {kind}", _of(rows, "rand_index"), seed=seed))
+        claims.append(mean(f"adjusted Rand index, {kind}", numbers(rows, "rand_index"), seed=seed))
     for kind, rows in several.items():
-        right = _of(rows, "k") == _of(rows, "planted")
+        right = numbers(rows, "k") == numbers(rows, "planted")
         claims.append(rate(f"k as planted, {kind}", int(right.sum()), len(right)))
     return claims
-
-
-def _of(table: Any, column: str) -> np.ndarray:
-    """A column of numbers as float64."""
-    return table[column].to_numpy(np.float64)
 
 
 def _text(
@@ -214,7 +200,7 @@ def _draw_power(panel: "Axes", table: pd.DataFrame, claims: Sequence[Claim]) -> 
     for shift, column, colour in ((-0.08, "p", COLOURS[0]), (0.08, "q", COLOURS[2])):
         own = [held[f"{column} <= .05, {kind}"] for kind in kinds]
         _intervals(panel, np.array(sizes) + shift, own, colour, f"{column} ≤ .05", line=False)
-    panel.axhline(LEVEL, color=GREY, linewidth=0.8, linestyle=":")
+    panel.axhline(SIGNIFICANT, color=GREY, linewidth=0.8, linestyle=":")
     panel.set(title="share of units found", ylim=(-0.02, 1.05), xticks=sizes, xlabel="classes of a unit")
     panel.set_xticklabels(["random", *map(str, sizes[1:])])
     panel.legend(loc="center right")
@@ -225,7 +211,7 @@ def _draw_overlap(panel: "Axes", table: pd.DataFrame, claims: Sequence[Claim]) -
     kinds = [*(f"poly{m}" for m in _sizes(table)), "merged"]
     names = {kind: str(kind).removeprefix("poly") for kind in kinds}
     for place, kind in enumerate(kinds):
-        values = _of(table[table["kind"] == kind], "rand_index")
+        values = numbers(table[table["kind"] == kind], "rand_index")
         if len(values):
             spread = np.random.default_rng(place).uniform(-0.22, 0.22, len(values))
             panel.plot(place + spread, values, ".", color=COLOURS[5], markersize=2.5, alpha=0.6)
@@ -259,9 +245,8 @@ def _sizes(table: pd.DataFrame) -> list[int]:
 def _intervals(
     panel: "Axes", x: np.ndarray, claims: Sequence[Claim], colour: str, label: str, *, line: bool = True
 ) -> None:
-    """Values with their intervals; the value itself where there is none."""
-    value, low, high = np.array([(c.value, c.low, c.high) for c in claims]).T
-    reach = np.abs(np.nan_to_num(np.stack([value - low, high - value])))
+    """Values with their intervals."""
+    value, reach = error_bars(claims)
     panel.errorbar(
         x, value, reach, fmt="o-" if line else "o", color=colour, markersize=3.5, linewidth=1, capsize=2, label=label
     )

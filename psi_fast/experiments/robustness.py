@@ -11,20 +11,19 @@ from scipy import stats
 
 from psi_fast.config import Rotation
 from psi_fast.errors import InputError
-from psi_fast.experiments.comparisons import agreement, mean_correlation
-from psi_fast.experiments.figures import COLOURS, GREY, panels
+from psi_fast.experiments.comparisons import agreement, mean_correlation, top_overlap
+from psi_fast.experiments.figures import COLOURS, GREY, error_bars, panels
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.settings import Setting, changed, encoded, scores_of, with_head, worded
-from psi_fast.experiments.statistics import Claim, mean, overlap, rank_correlation
+from psi_fast.experiments.statistics import Claim, mean, rank_correlation
 from psi_fast.experiments.study import Study
+from psi_fast.experiments.tables import led_by
 from psi_fast.results import Bank
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TOP = 50
-"""Channels in the overlap of the most polysemantic ones; a quarter of them where there are fewer than 200."""
 PARTS = (2, 4, 8)
 """Of the concepts, one in so many stays."""
 QUARTERS = 4
@@ -54,8 +53,8 @@ def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
 
 
 def _dot(panel: "Axes", place: float, claim: Claim, colour: str, marker: str) -> None:
-    ends = np.nan_to_num([[claim.value - claim.low], [claim.high - claim.value]]).clip(0)
-    panel.errorbar(claim.value, place, xerr=ends, color=colour, marker=marker, ms=4, lw=1)
+    value, reach = error_bars([claim])
+    panel.errorbar(value, place, xerr=reach, color=colour, marker=marker, ms=4, lw=1)
 
 
 def _dress(axes: Sequence["Axes"], rows: Sequence[tuple[str, str, bool]]) -> None:
@@ -177,8 +176,7 @@ def _heads(study: Study, layer: str, channels: np.ndarray, specs: tuple[str, ...
 
 def _rows(layer: str, one: Setting) -> pd.DataFrame:
     about = {"layer": layer, "knob": one.knob, "value": one.value, "base": one.base, "control": one.control}
-    table = one.scores.assign(**about)
-    return table[[*about, *one.scores]]
+    return led_by(one.scores.assign(**about), *about)
 
 
 def _of_knob(layer: str, knob: str, settings: Sequence[Setting], seed: int) -> list[Claim]:
@@ -211,11 +209,9 @@ def _shared(name: str, a: np.ndarray, b: np.ndarray) -> Claim:
     """The share of the top channels by `a` [n] that are also `b`'s [n], against chance; of those that both score."""
     held = np.isfinite(a) & np.isfinite(b)
     a, b = a[held], b[held]
-    count = min(TOP, len(a) // 4)
+    value, count = top_overlap(a, b)
     if not count:
-        return Claim(name, float("nan"), count=len(a))
-    top = [np.argsort(-own, kind="stable")[:count].tolist() for own in (a, b)]
-    value = overlap(*top)
+        return Claim(name, value, count=len(a))
     p = stats.hypergeom.sf(round(value * count) - 1, len(a), count, count)
     how = f"the top {count} of {len(a)}; hypergeometric test of more than chance ({count / len(a):.2f})"
     return Claim(name, value, p=float(p), count=len(a), how=how)

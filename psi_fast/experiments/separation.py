@@ -11,6 +11,7 @@ from psi_fast.experiments.null_channels import null_channels
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.statistics import Claim, auroc, median
 from psi_fast.experiments.study import Study
+from psi_fast.experiments.tables import led_by
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +23,7 @@ def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
     """A panel a layer: histograms of ln PSI of the three kinds of channels."""
     layers = list(dict.fromkeys(table["layer"]))
     with panels(len(layers), width=4.2) as (figure, axes):
-        edges = np.linspace(table["log_psi"].min(), 0, 41)
+        edges = np.linspace(table["log_psi"].min(), 0, 41).tolist()
         for panel, layer in zip(axes, layers, strict=True):
             for kind, colour in KINDS.items():
                 rows = table[(table["layer"] == layer) & (table["kind"] == kind)]
@@ -80,5 +81,4 @@ def separation(study: Study) -> Finding:
         f"named. {' '.join(told)} The second comparison says how much of PSI is the channels' own: whatever random patches "
         "reach is owed to the images and the encoder."
     )
-    table = pd.concat(tables, ignore_index=True)
-    return Finding(table[["layer", "kind", *(c for c in table if c not in ("layer", "kind"))]], claims, text)
+    return Finding(led_by(pd.concat(tables, ignore_index=True), "layer", "kind"), claims, text)

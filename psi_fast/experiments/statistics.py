@@ -9,6 +9,11 @@ from scipy import stats
 RESAMPLES = 2000
 """Bootstrap samples and sign flips."""
 LEVEL = 0.95
+"""Of intervals."""
+ENDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+"""Quantiles at which they end."""
+SIGNIFICANT = 0.05
+"""Of tests, and of false discovery rates."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def aurocs(
         for count in (n, m)
     )
     found = np.stack([_auroc_of(*pair, up, down) for pair in zip(positive.T, negative.T, strict=True)], axis=1)
-    low, high = np.quantile(found[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    low, high = np.quantile(found[1:], ENDS, axis=0)
     p = stats.mannwhitneyu(positive, negative).pvalue
     claims = [
         Claim(name, float(found[0, row]), float(low[row]), float(high[row]), float(p[row]), n + m, how, papers[row])
@@ -85,7 +90,7 @@ def aurocs(
 
 def contrast(name: str, value: float, samples: np.ndarray, count: int) -> Claim:
     """A difference of two numbers from the same resamples: its bootstrap interval and two-sided p from `samples` [r] of it."""
-    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(samples, ENDS)
     beyond = min((samples <= 0).sum(), (samples >= 0).sum())
     p = np.nan if np.isnan(value) else min(1.0, 2 * (1 + beyond) / (1 + len(samples)))
     return Claim(name, value, float(low), float(high), float(p), count, f"bootstrap, {len(samples)} samples, two-sided")
@@ -124,13 +129,13 @@ def rank_correlation(name: str, x: np.ndarray, y: np.ndarray, *, seed: int, pape
     how = f"bootstrap over pairs, {RESAMPLES} samples; Spearman's test, two-sided"
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return Claim(name, float("nan"), count=len(x), how=how, paper=paper)
-    found = stats.spearmanr(x, y)
+    value, p = map(float, stats.spearmanr(x, y))
     rng = np.random.default_rng(seed)
     rows = rng.integers(len(x), size=(RESAMPLES, len(x)))
     with np.errstate(invalid="ignore", divide="ignore"):
         samples = _pearson(stats.rankdata(x[rows], axis=1), stats.rankdata(y[rows], axis=1))
-    low, high = np.nanquantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Claim(name, float(found.statistic), float(low), float(high), float(found.pvalue), len(x), how, paper)
+    low, high = np.nanquantile(samples, ENDS)
+    return Claim(name, value, float(low), float(high), p, len(x), how, paper)
 
 
 def paired(name: str, differences: np.ndarray, *, seed: int, paper: str = "") -> Claim:
@@ -148,7 +153,7 @@ def effect_size(name: str, differences: np.ndarray, *, seed: int, paper: str = "
     if len(differences) < 3 or np.ptp(differences) == 0:
         return Claim(name, float("nan"), count=len(differences), how=how, paper=paper)
     rows = np.random.default_rng(seed).integers(len(differences), size=(RESAMPLES, len(differences)))
-    low, high = np.nanquantile(_standardised(differences[rows]), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.nanquantile(_standardised(differences[rows]), ENDS)
     value = float(_standardised(differences[None])[0])
     return Claim(name, value, float(low), float(high), count=len(differences), how=how, paper=paper)
 
@@ -208,7 +213,7 @@ def pooled(name: str, hits: np.ndarray, totals: np.ndarray, *, seed: int, paper:
         return Claim(name, value, count=int(all_parts), how=how, paper=paper)
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES)
     with np.errstate(invalid="ignore"):
-        low, high = np.nanquantile(counts @ hits / (counts @ totals), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        low, high = np.nanquantile(counts @ hits / (counts @ totals), ENDS)
     value = hits.sum() / all_parts
     return Claim(name, float(value), float(low), float(high), count=int(all_parts), how=how, paper=paper)
 

@@ -156,8 +156,7 @@ class Study:
 
     def spread(self, layer: str, count: int) -> np.ndarray:
         """`count` of the layer's channels in the study, evenly over them, or all where there are fewer, int64."""
-        ids = self.channels(layer)
-        return ids[np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(np.int64)]
+        return spread(self.channels(layer), count)
 
     def top(
         self, layer: str, config: PSIConfig | None = None, channels: Sequence[int] | np.ndarray | None = None
@@ -309,6 +308,31 @@ class Study:
             keep_draws=True,
         )
 
+    def scored(
+        self,
+        patches: PatchEmbeddings,
+        classes: np.ndarray | None,
+        text: Bank | None,
+        config: PSIConfig,
+        bars: Progress | None = None,
+    ) -> Evaluation:
+        """Scores of units that are no channels, and so have no activations; `classes` [C, K] int64. Nothing is kept."""
+        count = len(patches.index)
+        unknown, nothing = np.full(count, np.nan, dtype=np.float32), np.zeros(count, dtype=bool)
+        return evaluate(
+            patches,
+            None if classes is None else torch.from_numpy(classes),
+            text,
+            None,
+            config,
+            self.subject.device,
+            bars or self.bars,
+            dead=nothing,
+            max_activation=unknown,
+            selectivity=unknown,
+            unselective=nothing,
+        )
+
     def mark(self, encoder: Encoder) -> str:
         """The encoder's fingerprint, which takes a while to compute."""
         if encoder is self.subject.encoder:
@@ -334,6 +358,11 @@ class Study:
         if layer not in self.layers:
             raise InputError(f"layer {layer!r} is not of this study{nearest(layer, self.layers)}; give it with --layer")
         return self.layers.index(layer)
+
+
+def spread(ids: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the ids [n], evenly over their order, or all where there are fewer."""
+    return ids[np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(np.int64)]
 
 
 def _content(bank: Bank) -> list[Any]:
