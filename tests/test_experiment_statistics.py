@@ -19,10 +19,26 @@ from psi_fast.experiments.statistics import (
     overlap,
     paired,
     pooled,
+    quantile,
     rank_correlation,
     rate,
     sign_flip,
 )
+
+
+def test_a_quantile_is_over_all_values_and_its_interval_over_units():
+    rng = np.random.default_rng(4)
+    own = rng.normal(3, 2, (60, 1)) + rng.normal(0, 0.1, (60, 25))  # hardly more is known than 60 values
+    found = quantile("q", own, 0.95, seed=0)
+    assert found.value == pytest.approx(np.quantile(own.ravel(), 0.95))
+    assert found.count == 60
+    assert found.low < found.value < found.high
+    by_unit = median("m", own.mean(1), seed=0)
+    pooled_median = quantile("m", own, 0.5, seed=0)
+    assert pooled_median.high - pooled_median.low == pytest.approx(by_unit.high - by_unit.low, rel=0.3)
+    alone = quantile("q", own[:1], 0.5, seed=0)
+    assert alone.value == pytest.approx(np.median(own[0]))
+    assert np.isnan(alone.low)
 
 
 @pytest.mark.parametrize("seed", range(4))

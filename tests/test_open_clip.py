@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from psi_fast import checkpoints
-from psi_fast.encoders import load_encoder
+from psi_fast.encoders import SmoothEncoder, load_encoder
 from psi_fast.errors import ModelError
 from psi_fast.vocabulary import TEMPLATES, Vocabulary
 
@@ -88,6 +88,28 @@ def test_a_folder_is_loaded_and_its_activation_recorded(tmp_path, quick):
     tokenize = open_clip.get_tokenizer("ViT-B-32", context_length=16)
     for row, name in zip(rows, names, strict=True):
         assert torch.nn.functional.cosine_similarity(row, bank(model, tokenize, name), dim=0) > 0.999
+
+
+def test_gradients_reach_the_pixels_and_embeddings_are_those_without(tmp_path):
+    write(tmp_path / "clip", CLIP)
+    encoder = load_encoder(f"open_clip:local-dir:{tmp_path / 'clip'}")
+    assert isinstance(encoder, SmoothEncoder)
+    pixels = torch.rand(3, 50, 40, 3, generator=torch.Generator().manual_seed(0)).mul(255).requires_grad_()
+    batch = encoder.preprocess.smooth(pixels)
+    found = encoder.encode_smooth(batch)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(
+        found.detach(), encoder.at_precision(torch.float32).encode(batch.detach()), rtol=1e-4, atol=1e-5
+    )
+    direction = torch.nn.functional.normalize(torch.arange(24.0) - 11.5, dim=0)
+    (pull,) = torch.autograd.grad((found @ direction).sum(), pixels)
+    assert pull.abs().sum((1, 2, 3)).min() > 0
+    with torch.no_grad():  # a small step along the gradient does what the gradient says
+        step = 0.5 * pull / pull.abs().amax((1, 2, 3), keepdim=True)
+        after = encoder.encode_smooth(encoder.preprocess.smooth(pixels + step))
+    torch.testing.assert_close(
+        ((after - found) @ direction).detach(), (pull * step).sum((1, 2, 3)), rtol=0.1, atol=1e-4
+    )
 
 
 def test_the_manifest_names_the_activation(tmp_path):

@@ -1,7 +1,6 @@
 """Can patches be made to look polysemantic, with pixels hardly changed and the channel's activation kept?"""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,17 +8,16 @@ import pandas as pd
 import torch
 from torch.nn.functional import normalize
 
-from psi_fast.activation_tap import JointTap
-from psi_fast.crops import embed, whole_pixels
+from psi_fast.config import PSIConfig
+from psi_fast.crops import whole_pixels
 from psi_fast.errors import ConfigError, InputError
-from psi_fast.evaluation import Evaluation, evaluate, without
-from psi_fast.experiments.attack import Attack, smooth_encoder
+from psi_fast.evaluation import evaluate, without
+from psi_fast.experiments.attack import Attack, Sight, smooth_encoder
 from psi_fast.experiments.figures import COLOURS, GREY, panels
 from psi_fast.experiments.outcome import Finding, experiment
-from psi_fast.experiments.statistics import SIGNIFICANT, Claim, mean, median, paired, rate
+from psi_fast.experiments.statistics import SIGNIFICANT, Claim, mean, median, paired, quantile, rate
 from psi_fast.experiments.study import Study
 from psi_fast.experiments.tables import led_by
-from psi_fast.image_bank import ImageBank
 from psi_fast.results import PatchEmbeddings, TopPatches
 
 if TYPE_CHECKING:
@@ -64,13 +62,15 @@ def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
         for box, name in zip(drawn["boxes"], shown, strict=True):
             box.set_facecolor(CONDITIONS[name])
         right.set_xticks(range(1, len(shown) + 1), shown)
-        right.set(title="activation's change, mean over patches", ylabel="of the activation", ylim=(0, None))
+        right.set(title="activation's change, median over patches", ylabel="of the activation", ylim=(0, None))
         right.yaxis.set_major_formatter(lambda value, _: f"{value:.1%}")
     return figure
 
 
 @experiment(draw)
-def adversarial(study: Study, *, channel_count: int = 10, budget: float = 8.0, steps: int = 4) -> Finding:
+def adversarial(
+    study: Study, *, channel_count: int = 10, patch_count: int = 40, budget: float = 8.0, steps: int = 4
+) -> Finding:
     """Patches of the most monosemantic channels changed so that they split in the encoder's space: does PSI stay low?
 
     Half of a channel's patches are moved along, half against the difference of two concepts, by changes of at most `budget` in
@@ -82,165 +82,180 @@ def adversarial(study: Study, *, channel_count: int = 10, budget: float = 8.0, s
     study : Study
     channel_count : int
         Channels of each layer, from the lowest PSI up.
+    patch_count : int
+        Top patches of each channel that take part; all of the study's where it has fewer.
     budget : float
         Largest change of a pixel's value, of 255.
     steps : int
         Gradients of each image.
     """
-    if channel_count < 1 or not 0 < budget <= 255 or steps < 1:
-        raise ConfigError(
-            f"adversarial takes channel_count >= 1, 0 < budget <= 255 and steps >= 1, got {channel_count}, {budget} and {steps}"
-        )
-    smooth_encoder(study.subject.encoder)
+    _check(study, channel_count, patch_count, budget, steps)
     tables, claims, told = [], [], []
     for layer in study.layers:
-        table = _layer(study, layer, channel_count, budget, steps).assign(layer=layer)
-        own = _claims(table, layer, study.config.seed)
-        tables.append(led_by(table, "layer"))
+        table, changes = _layer(study, layer, channel_count, patch_count, budget, steps)
+        own = _claims(table, changes, layer, study.config.seed)
+        tables.append(led_by(table.assign(layer=layer), "layer"))
         claims += own
         told.append(_told(own, table, layer))
     text = (
-        "Can patches be made to look polysemantic? The patches of the most monosemantic channels are changed by at most "
+        "Can patches be made to look polysemantic? The top patches of the most monosemantic channels are changed by at most "
         f"{budget:g} of 255 in a pixel, so that one half moves along and one half against the difference of two concepts in the "
         "encoder's space, while the channel's activation is held. *mixed*: each half has its share of every class; *by class*: "
-        f"the halves share no class, the stronger attack. Everything is scored with one centre. {' '.join(told)}"
+        "the halves share no class, the stronger attack. Changed pixels are not rounded to whole numbers, which would move the "
+        "activation. Under every condition, before as well, network and encoder see the patches on one path, in float32, and "
+        f"everything is scored with one centre. {' '.join(told)}"
     )
     return Finding(pd.concat(tables, ignore_index=True), claims, text)
 
 
-def _layer(study: Study, layer: str, count: int, budget: float, steps: int) -> pd.DataFrame:
-    """A row for each chosen channel under each condition."""
+def _check(study: Study, channel_count: int, patch_count: int, budget: float, steps: int) -> None:
+    if channel_count < 1 or not 0 < budget <= 255 or steps < 1:
+        raise ConfigError(
+            f"adversarial takes channel_count >= 1, 0 < budget <= 255 and steps >= 1, got {channel_count}, {budget} and {steps}"
+        )
+    if patch_count < 2 * study.config.k_max:
+        raise ConfigError(
+            f"patch_count must be at least 2 * k_max = {2 * study.config.k_max}, got {patch_count}: raise it or lower k_max"
+        )
+    smooth_encoder(study.subject.encoder)
+
+
+def most_monosemantic(table: pd.DataFrame, count: int) -> np.ndarray:
+    """Ids [count or fewer] int64 of the channels of lowest log_psi among a table's scored, live and selective ones.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    fit = [not {"dead", "unselective"} & set(flags) for flags in table["flags"]]
+    own = pd.DataFrame(table[np.isfinite(table["log_psi"]) & np.array(fit, dtype=bool)])
+    if own.empty:
+        raise InputError(
+            "adversarial found no channel that is scored, live and selective; see the flags of `psi-fast score`"
+        )
+    found = own.sort_values("log_psi", kind="stable")["channel"][:count]
+    return np.array(found, dtype=np.int64)  # a copy: a table's own column cannot be written
+
+
+def _layer(
+    study: Study, layer: str, count: int, patch_count: int, budget: float, steps: int
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """A row for each chosen channel under each condition, and each condition's changes [C, K] of the activation, relative."""
     found = study.evaluation(layer)
-    selective = np.array(["unselective" not in flags for flags in found.table["flags"]])
-    own = pd.DataFrame(found.table[np.isfinite(found.table["log_psi"]) & selective])
-    channels = np.array(
-        own.sort_values("log_psi", kind="stable")["channel"][:count]
-    )  # a copy: a table's own column cannot be written
-    top, patches, background = study.patches(layer, channels=channels)
+    config = study.with_changes(top_k=min(patch_count, study.config.top_k))
+    top = study.top(layer, config, most_monosemantic(found.table, count))
     if not top.valid.all():
         raise InputError(
-            f"adversarial needs {study.config.top_k} patches of every channel, and the band holds fewer; give more images"
+            f"adversarial needs {config.top_k} patches of every channel, and it has fewer; give more images"
         )
     labels = study.subject.images.labels
-    classes = None if labels is None else labels[top.images]
-    names = [name for name in CONDITIONS if name != "by class" or classes is not None]
-    embedded, changes = [patches.unique[patches.index]], [np.zeros(top.images.shape)]
-    with study.bars.bar("attacks", len(channels) * (len(names) - 1), "channel") as bar:
-        for name in names[1:]:
-            rows = []
-            for row in range(len(channels)):
-                rows.append(_perturbed(study, layer, found, row, top, embedded[0][row], name, budget, steps))
-                bar.update()
-            embedded.append(torch.stack([part["rows"] for part in rows]))
-            changes.append(torch.stack([part["change"] for part in rows]).numpy())
-    # one call for all conditions: one centre, the same random patches, and for a channel the same draws under each
-    places = len(names) * len(channels)
-    scored = evaluate(
+    names = [name for name in CONDITIONS if name != "by class" or labels is not None]
+    with study.bars.bar("attacks", top.images.size * len(names), "patch") as bar:
+        rows = [
+            _seen(study, layer, found.centre, top, row, names, budget, steps, bar.update)
+            for row in range(len(top.channels))
+        ]
+    embedded, values = (
+        {name: torch.stack([own[name][part] for own in rows]) for name in names} for part in ("rows", "activation")
+    )
+    before = values["before"]
+    changes = {name: ((own - before) / before.abs().clamp_min(1e-12)).abs().numpy() for name, own in values.items()}
+    table = _scored(study, top, embedded, found.centre, config).assign(
+        condition=np.repeat(names, len(top.channels)),
+        activation_change=np.concatenate([np.median(own, axis=1) for own in changes.values()]),
+        largest_activation_change=np.concatenate([own.max(1) for own in changes.values()]),
+        cosine_to_before=torch.cat([(own * embedded["before"]).sum(-1).mean(1) for own in embedded.values()]).numpy(),
+    )
+    return table, changes
+
+
+def _scored(
+    study: Study, top: TopPatches, embedded: Mapping[str, torch.Tensor], centre: torch.Tensor | None, config: PSIConfig
+) -> pd.DataFrame:
+    """The scores of the channels under each condition, whose patches are embedded as [C, K, d].
+
+    One call for all conditions: one centre, and for a channel the same draws under each.
+    """
+    labels, count = study.subject.images.labels, len(embedded)
+    places = count * len(top.channels)
+    found = evaluate(
         PatchEmbeddings(
-            torch.cat([part.flatten(0, 1) for part in embedded]),
-            torch.arange(places * top.images.shape[1]).reshape(places, -1),
-            torch.from_numpy(channels).repeat(len(names)),
+            torch.cat([own.flatten(0, 1) for own in embedded.values()]),
+            torch.arange(places * config.top_k).reshape(places, -1),
+            torch.from_numpy(top.channels).repeat(count),
         ),
-        None if classes is None else torch.from_numpy(classes).repeat(len(names), 1),
+        None if labels is None else torch.from_numpy(labels[top.images]).repeat(count, 1),
         study.text,
-        background,
-        study.config,
+        None,
+        config,
         study.subject.device,
         study.bars,
         dead=np.zeros(places, bool),
-        max_activation=np.tile(top.highest, len(names)),
-        selectivity=np.tile(top.selectivity, len(names)),
+        max_activation=np.tile(top.highest, count),
+        selectivity=np.tile(top.selectivity, count),
         unselective=np.zeros(places, bool),
-        centre=found.centre,
+        centre=centre,
     )
-    kept = ["channel", "psi", "log_psi", "p", "k", "random_percentile"]
-    kept += [f"{part}{suffix}" for part in "SQD" for suffix in ("", "_z", "_hat", "_p")]
-    similarity = [(part * embedded[0]).sum(-1).mean(1).numpy() for part in embedded]
-    return scored.table[kept].assign(
-        condition=np.repeat(names, len(channels)),
-        activation_change=np.concatenate([np.abs(part).mean(1) for part in changes]),
-        largest_activation_change=np.concatenate([np.abs(part).max(1) for part in changes]),
-        cosine_to_before=np.concatenate(similarity),
-    )
+    kept = ["channel", "psi", "log_psi", "p", "k"]
+    return found.table[kept + [f"{part}{suffix}" for part in "SQD" for suffix in ("", "_z", "_hat", "_p")]]
 
 
-def _perturbed(
+def _seen(
     study: Study,
     layer: str,
-    found: Evaluation,
-    row: int,
+    centre: torch.Tensor | None,
     top: TopPatches,
-    own: torch.Tensor,
-    name: str,
+    row: int,
+    names: Sequence[str],
     budget: float,
     steps: int,
-) -> dict[str, torch.Tensor]:
-    """Embeddings `rows` [K, d] of a channel's patches, now `own` [K, d], changed; `change` [K] of its activation, relative."""
-    boxes = whole_pixels(study.boxes(layer, top.positions[row]), study.squares.side)
-    labels = study.subject.images.labels
-    classes = np.zeros(len(boxes), np.int64) if labels is None else labels[top.images[row]]
-    aims = halves(classes, by_class=name == "by class")
-    centre = torch.zeros(found.clusters.prototypes.shape[2]) if found.centre is None else found.centre.float()
-    attack = Attack(
-        study.tap(layer),
-        int(top.channels[row]),
-        smooth_encoder(study.subject.encoder),
-        study.subject.encoder.preprocess,
-        centre,
-        concept_axis(own, study.text.embeddings, found.centre),
-        budget,
-        steps,
-    )
-    parts = []
-    for start in range(0, len(boxes), PART):
-        part = slice(start, start + PART)
-        images, places = top.images[row, part], top.positions[row, part]
+    advance: Callable[[int], object],
+) -> dict[str, dict[str, torch.Tensor]]:
+    """What `Sight.measured` gives of a channel's K patches under each condition; `advance` hears of patches done."""
+    encoder, labels = study.subject.encoder.to(study.subject.device), study.subject.images.labels
+    channel, images, places = int(top.channels[row]), top.images[row], top.positions[row]
+    sight = Sight(study.tap(layer), channel, smooth_encoder(encoder), encoder.preprocess)
+    boxes = whole_pixels(study.boxes(layer, places), study.squares.side)
+    shared = {
+        "subject": study.about["fingerprints"],
+        "device": study.subject.device.type,
+        "side": study.squares.side,
+        "unit": [layer, channel],
+    }
 
-        def make(
-            part: slice = part, images: np.ndarray = images, places: np.ndarray = places
-        ) -> dict[str, torch.Tensor]:
-            clean = study.squares.read(images, torch.device("cpu")).cpu()
-            if name == "noise":
-                changed = noised(clean, boxes[part], budget, [study.config.seed, attack.channel, part.start])
-            else:
-                changed = attack(clean, boxes[part], places, aims[part])
-            return _measured(study, layer, clean, changed, boxes[part], places, attack.channel)
+    def under(change: Callable[[torch.Tensor, slice], torch.Tensor], *what: object) -> dict[str, torch.Tensor]:
+        parts = []
+        for start in range(0, len(images), PART):
+            part = slice(start, start + PART)
 
-        about = {
-            "subject": study.about["fingerprints"],
-            "pace": str(study.survey(layer).pace),
-            "side": study.squares.side,
-            "what": [layer, attack.channel, name, budget, steps, study.config.seed, study.config.center],
-            "patches": [images.tolist(), boxes[part].tolist(), places.tolist(), aims[part].tolist()],
-            "direction": [round(float(value), 5) for value in attack.direction],
-        }
-        parts.append(study.shelf.tensors("attack", about, make))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            def make(part: slice = part) -> dict[str, torch.Tensor]:
+                clean = study.squares.read(images[part], torch.device("cpu")).cpu().float()
+                return sight.measured(change(clean, part), boxes[part], places[part])
 
+            patches = [own[part].tolist() for own in (images, boxes, places)]
+            parts.append(study.shelf.tensors("attack", {**shared, "what": what, "patches": patches}, make))
+            advance(len(patches[0]))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-def _measured(
-    study: Study,
-    layer: str,
-    clean: torch.Tensor,
-    changed: torch.Tensor,
-    boxes: np.ndarray,
-    places: np.ndarray,
-    channel: int,
-) -> dict[str, torch.Tensor]:
-    """As `_perturbed`, of changed images: whole numbers as pixels, seen by network and encoder as in any run."""
-    device, network = study.subject.device, study.subject.network
-    bank = ImageBank(changed.numpy(), np.full((len(changed), 2), study.squares.side), Path())
-    crops = np.column_stack((np.arange(len(changed)), boxes)).astype(np.float64)
-    names = [f"changed image {number}" for number in range(len(changed))]
-    rows = embed(crops, bank, names, study.subject.encoder, device, study.config, study.bars)
-    with JointTap([study.tap(layer)], study.survey(layer).pace) as tap, torch.inference_mode():
-        before, after = (
-            tap(network.preprocess(pixels.to(device)))[0][
-                torch.arange(len(places)), channel, torch.from_numpy(places)
-            ].cpu()
-            for pixels in (clean, changed)
-        )
-    return {"rows": rows, "change": (after - before) / before.abs().clamp_min(1e-12)}
+    def noisy(clean: torch.Tensor, part: slice) -> torch.Tensor:
+        return noised(clean, boxes[part], budget, [study.config.seed, channel, part.start])
+
+    before = under(lambda clean, _: clean, "before")
+    found = {"before": before, "noise": under(noisy, "noise", budget, study.config.seed)}
+    axis = concept_axis(before["rows"], study.text.embeddings, centre)
+    middle = torch.zeros_like(axis) if centre is None else centre.float()
+    attack = Attack(sight, middle, axis, budget, steps)
+    classes = np.zeros(len(images), np.int64) if labels is None else labels[images]
+    about = [budget, steps, *([round(float(value), 5) for value in own] for own in (axis, middle))]
+    for name in names[2:]:
+        aims = halves(classes, by_class=name == "by class")
+
+        def attacked(clean: torch.Tensor, part: slice, aims: np.ndarray = aims) -> torch.Tensor:
+            return attack(clean, boxes[part], places[part], aims[part], before["activation"][part])
+
+        found[name] = under(attacked, "attack", aims.tolist(), *about)
+    return found
 
 
 def halves(classes: np.ndarray, *, by_class: bool) -> np.ndarray:
@@ -279,16 +294,16 @@ def concept_axis(
 
 
 def noised(pixels: torch.Tensor, boxes: np.ndarray, budget: float, seed: Sequence[int]) -> torch.Tensor:
-    """The images [K, S, S, 3] uint8 with `budget` added to or taken from every value in its box [K, 4]."""
+    """The images [K, S, S, 3] float32 with `budget` added to or taken from every value in its box [K, 4], within 0..255."""
     signs = np.random.default_rng(seed).choice(np.array([-1, 1], np.float32), size=pixels.shape)
     found = pixels.clone()
     for image, sign, (x0, y0, x1, y1) in zip(found, torch.from_numpy(signs), boxes.tolist(), strict=True):
         own = image[y0:y1, x0:x1]
-        own.copy_((own + budget * sign[y0:y1, x0:x1]).clamp(0, 255).round())
+        own.copy_((own + budget * sign[y0:y1, x0:x1]).clamp(0, 255))
     return found
 
 
-def _claims(table: pd.DataFrame, layer: str, seed: int) -> list[Claim]:
+def _claims(table: pd.DataFrame, changes: Mapping[str, np.ndarray], layer: str, seed: int) -> list[Claim]:
     """The numbers of one layer."""
     held: dict[str, pd.DataFrame] = {
         name: pd.DataFrame(table[table["condition"] == name]) for name in CONDITIONS if name in set(table["condition"])
@@ -306,7 +321,8 @@ def _claims(table: pd.DataFrame, layer: str, seed: int) -> list[Claim]:
         claims += [
             rate(f"{layer}: PSI >= .5, {name}", int(np.sum(rows["psi"] >= 0.5)), len(rows)),
             rate(f"{layer}: p <= .05, {name}", int(np.sum(rows["p"] <= SIGNIFICANT)), len(rows)),
-            median(f"{layer}: change of the activation, {name}", rows["activation_change"].to_numpy(), seed=seed),
+            quantile(f"{layer}: change of the activation, {name}, median", changes[name], 0.5, seed=seed),
+            quantile(f"{layer}: change of the activation, {name}, 95 % quantile", changes[name], 0.95, seed=seed),
             median(f"{layer}: cosine to the patch before, {name}", rows["cosine_to_before"].to_numpy(), seed=seed),
         ]
     return claims
@@ -314,22 +330,32 @@ def _claims(table: pd.DataFrame, layer: str, seed: int) -> list[Claim]:
 
 def _told(claims: Sequence[Claim], table: pd.DataFrame, layer: str) -> str:
     """What came out in a layer, in words."""
-    value = {one.name.removeprefix(f"{layer}: "): one.value for one in claims}
+    own = {one.name.removeprefix(f"{layer}: "): one for one in claims}
+    value = {name: one.value for name, one in own.items()}
     told = [
-        f"In {layer}, PSI is {value['PSI, before']:.2f} on average before and {value['PSI, noise']:.2f} under noise."
+        f"In {layer}, PSI is {value['PSI, before']:.2f} on average before and {value['PSI, noise']:.2f} under noise, which "
+        f"changes the activation by {_moved(value, 'noise')}."
     ]
     for name in ("mixed", "by class"):
         if f"PSI, {name}" not in value:
             continue
         hats = {part: table.loc[table["condition"] == name, f"{part}_hat"].mean() for part in "SQD"}
         hats = {part: hat for part, hat in hats.items() if np.isfinite(hat)}
-        least = min(hats, key=hats.__getitem__)
         parts = ", ".join(
             f"{part}^ {hat:.2f} ({value[f'{part}_hat, {name} - before']:+.2f})" for part, hat in hats.items()
         )
+        mean_psi = own[f"PSI, {name}"]
+        verdict = "stays low" if mean_psi.high < 0.5 else "rises" if mean_psi.low > 0.5 else "is not told from .5"
+        holding = [f"{part}^" for part, hat in hats.items() if hat < 0.5]
         told.append(
-            f"Split {name}, it is {value[f'PSI, {name}']:.2f}; {value[f'PSI >= .5, {name}']:.0%} of channels reach .5, "
-            f"{value[f'p <= .05, {name}']:.0%} p <= .05 ({parts}; {least} is lowest), with the activation changed by "
-            f"{value[f'change of the activation, {name}']:.1%}."
+            f"Split {name}, PSI {verdict}: {mean_psi.value:.2f} on average; {value[f'PSI >= .5, {name}']:.0%} of channels reach "
+            f".5, {value[f'p <= .05, {name}']:.0%} p <= .05. Below .5 on average "
+            f"{' and '.join(holding) + ' hold' + 's' * (len(holding) == 1) if holding else 'no component holds'} ({parts}); the "
+            f"activation changes by {_moved(value, name)}."
         )
     return " ".join(told)
+
+
+def _moved(value: Mapping[str, float], name: str) -> str:
+    middle, most = (value[f"change of the activation, {name}, {part}"] for part in ("median", "95 % quantile"))
+    return f"{middle:.2%} (median over patches; 95 % by less than {most:.2%})"

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from psi_fast.activation_tap import ActivationTap
 from psi_fast.encoders import Encoder, SmoothEncoder
-from psi_fast.errors import InputError
+from psi_fast.errors import InputError, NotFiniteError
 from psi_fast.preprocess import Preprocess
 
 AT_ONCE = 8
@@ -19,71 +19,119 @@ RESTORING = 2
 
 
 @dataclass(frozen=True)
-class Attack:
-    """What is attacked, and how hard.
+class Sight:
+    """A channel and an encoder as gradients see them: in float32, through resizing that does not round to whole numbers.
 
-    tap, channel : the unit whose activation stays
-    encoder : the space that patches move in; one that gradients can be taken through
-    centre : [d] float32 that is subtracted from unit embeddings, 0 without centring
-    direction : [d] float32, where patches go, or away from
-    budget : largest change of a pixel's value, whose range is 0..255
-    steps : gradients per image before RESTORING more
+    tap, channel : the unit; a tap of float32
+    encoder : the space that patches lie in; one that gradients can be taken through
+    preprocess : how the encoder is fed
     """
 
     tap: ActivationTap
     channel: int
     encoder: SmoothEncoder
     preprocess: Preprocess
+
+    def activation(self, pixels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Of images [B, S, S, 3] float32 within 0..255 at positions [B], float32 [B]; called inside `with self.tap`."""
+        rows = torch.arange(len(pixels), device=pixels.device)
+        return self.tap(self.tap.network.preprocess.smooth(pixels))[rows, self.channel, positions]
+
+    def embedded(self, pixels: torch.Tensor, boxes: np.ndarray) -> torch.Tensor:
+        """Unit embeddings [B, d] float32 of the patches [B, 4] int64 of such images."""
+        crops = [
+            self.preprocess.smooth(image[None, y0:y1, x0:x1])
+            for image, (x0, y0, x1, y1) in zip(pixels, boxes.tolist(), strict=True)
+        ]
+        return normalize(self.encoder.encode_smooth(torch.cat(crops)), dim=1)
+
+    def measured(self, pixels: torch.Tensor, boxes: np.ndarray, positions: np.ndarray) -> dict[str, torch.Tensor]:
+        """Embeddings `rows` [K, d] of the patches and `activation` [K] of the channel, on the CPU.
+
+        Raises
+        ------
+        NotFiniteError
+            An embedding is not finite.
+        """
+        rows, values = [], []
+        with self.tap, torch.no_grad():
+            for start in range(0, len(pixels), AT_ONCE):
+                part = slice(start, start + AT_ONCE)
+                shown = pixels[part].to(self.tap.device)
+                rows.append(self.embedded(shown, boxes[part]).cpu())
+                values.append(self.activation(shown, torch.from_numpy(positions[part]).to(shown.device)).cpu())
+        found = {"rows": torch.cat(rows), "activation": torch.cat(values)}
+        if not all(part.isfinite().all() for part in found.values()):
+            raise NotFiniteError(
+                f"adversarial: an embedding or an activation of channel {self.channel} of {self.tap.layer} is not finite in "
+                "float32; check the weights of network and encoder"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What is attacked, and how hard.
+
+    sight : the unit whose activation stays, and the space that patches move in
+    centre : [d] float32 that is subtracted from unit embeddings, 0 without centring
+    direction : [d] float32, where patches go, or away from
+    budget : largest change of a pixel's value, whose range is 0..255
+    steps : gradients of the embedding per image; RESTORING more of the activation follow
+    """
+
+    sight: Sight
     centre: torch.Tensor
     direction: torch.Tensor
     budget: float
     steps: int
 
     def __call__(
-        self, pixels: torch.Tensor, boxes: np.ndarray, positions: np.ndarray, aims: np.ndarray
+        self, pixels: torch.Tensor, boxes: np.ndarray, positions: np.ndarray, aims: np.ndarray, held: torch.Tensor
     ) -> torch.Tensor:
         """The images, changed.
 
         Parameters
         ----------
-        pixels : [K, S, S, 3] uint8
+        pixels : [K, S, S, 3] float32 within 0..255
         boxes : [K, 4] int64 (x0, y0, x1, y1), each image's patch in px; nothing outside it changes
         positions : [K] int64, where the activation is held
         aims : [K] float32, 1 to go along `direction` and -1 to go against it
+        held : [K] float32, the activation that stays, as `Sight.measured` has it
 
         Returns
         -------
         torch.Tensor
-            [K, S, S, 3] uint8 on the CPU. Images do not depend on one another.
+            [K, S, S, 3] float32 within 0..255 on the CPU, not rounded. Images do not depend on one another.
         """
         found = []
-        with self.tap, torch.inference_mode(False), torch.enable_grad():
+        with self.sight.tap, torch.inference_mode(False), torch.enable_grad():
             for start in range(0, len(pixels), AT_ONCE):
                 part = slice(start, start + AT_ONCE)
-                found.append(self._changed(pixels[part], boxes[part], positions[part], aims[part]))
+                found.append(self._changed(pixels[part], boxes[part], positions[part], aims[part], held[part]))
         return torch.cat(found)
 
     def _changed(
-        self, pixels: torch.Tensor, boxes: np.ndarray, positions: np.ndarray, aims: np.ndarray
+        self, pixels: torch.Tensor, boxes: np.ndarray, positions: np.ndarray, aims: np.ndarray, held: torch.Tensor
     ) -> torch.Tensor:
         """The same for as many images as go at once.
 
         Every step goes along the sign of the gradient of the embedding, then to where the activation, by its own gradient, is
         as before (a Gauss-Newton step on the constraint), then back into the budget. Steps get shorter.
         """
-        clean = pixels.to(self.tap.device).float()
+        clean = pixels.to(self.sight.tap.device)
         inside = _inside(boxes, clean)
-        aim, place = (torch.from_numpy(part).to(clean.device) for part in (aims, positions))
-        rows = torch.arange(len(clean), device=clean.device)
+        place, aim, held = (
+            part.to(clean.device) for part in (torch.from_numpy(positions), torch.from_numpy(aims), held)
+        )
 
         def activation(shown: torch.Tensor) -> torch.Tensor:
-            return self.tap(self.tap.network.preprocess.smooth(shown))[rows, self.channel, place]
+            return self.sight.activation(shown, place)
 
         def moved(shown: torch.Tensor) -> torch.Tensor:
-            return aim * (self._embedded(shown, boxes) @ self.direction.to(clean.device))
+            rows = normalize(self.sight.embedded(shown, boxes) - self.centre.to(shown.device), dim=1)
+            return aim * (rows @ self.direction.to(shown.device))
 
-        with torch.no_grad():
-            start = activation(clean)
         change = torch.zeros_like(clean)
         for step in range(self.steps + RESTORING):
             move = torch.zeros_like(clean)
@@ -91,7 +139,7 @@ class Attack:
                 pace = 2 * self.budget * (self.steps - step) / (self.steps * (self.steps + 1))
                 move = 1.25 * pace * _gradient(moved, clean + change)[1].sign() * inside
             value, pull = _gradient(activation, clean + change)
-            drift = value - start + _inner(pull * inside, move)
+            drift = value - held + _inner(pull * inside, move)
             # pixels that would leave the budget, or the range of pixels, cannot help to bring the activation back
             wanted = change + move - drift[:, None, None, None] * pull
             free = inside * (wanted.abs() <= self.budget) * (clean + wanted >= 0) * (clean + wanted <= 255)
@@ -99,16 +147,7 @@ class Attack:
             back = pull * free / _inner(pull * free, pull).clamp_min(1e-12)[:, None, None, None]
             change = (change + move - drift[:, None, None, None] * back).clamp(-self.budget, self.budget)
             change = (clean + change).clamp(0, 255) - clean
-        return (clean + change).round().to(torch.uint8).cpu()
-
-    def _embedded(self, shown: torch.Tensor, boxes: np.ndarray) -> torch.Tensor:
-        """Unit centred embeddings [B, d] of the patches."""
-        crops = [
-            self.preprocess.smooth(image[None, y0:y1, x0:x1])
-            for image, (x0, y0, x1, y1) in zip(shown, boxes.tolist(), strict=True)
-        ]
-        found = normalize(self.encoder.encode_smooth(torch.cat(crops)), dim=1)
-        return normalize(found - self.centre.to(found.device), dim=1)
+        return (clean + change).cpu()
 
 
 def smooth_encoder(encoder: Encoder) -> SmoothEncoder:

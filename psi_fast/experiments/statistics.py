@@ -122,6 +122,22 @@ def median(name: str, values: np.ndarray, *, seed: int, paper: str = "") -> Clai
     )
 
 
+def quantile(name: str, values: np.ndarray, level: float, *, seed: int, paper: str = "") -> Claim:
+    """The quantile `level` of all of `values` [n, m], whose m of a row are of one unit, such as the patches of a channel.
+
+    The values of a unit depend on each other, so the percentile bootstrap draws units.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    low, high = _interval(
+        lambda rows, axis: np.quantile(values[rows], level, axis=(axis - 1, axis)),
+        (np.arange(len(values)),),
+        seed,
+        method="percentile",
+    )
+    how = f"of {values.size} values; bootstrap over {len(values)} units, {RESAMPLES} samples"
+    return Claim(name, float(np.quantile(values, level)), low, high, count=len(values), how=how, paper=paper)
+
+
 def rank_correlation(name: str, x: np.ndarray, y: np.ndarray, *, seed: int, paper: str = "") -> Claim:
     """Spearman's rho of pairs [n] with a percentile bootstrap interval over the pairs, and scipy's two-sided p."""
     held = np.isfinite(x) & np.isfinite(y)
