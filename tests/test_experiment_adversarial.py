@@ -135,6 +135,7 @@ def test_a_linear_encoder_raises_s_and_not_q(tmp_path):
     by = table.set_index(["condition", "channel"])
     lowest = own.evaluation("0").table.nsmallest(2, "log_psi")
     # before is what the layer's own scores are, but for the rounding of resized pixels
+    assert claim_of(found, "0: PSI that chose the channels") == pytest.approx(lowest["psi"].mean())
     for _, row in lowest.iterrows():
         assert by.loc[("before", row["channel"]), "log_psi"] == pytest.approx(row["log_psi"], abs=0.3)
     mean = table.groupby("condition")[["S", "Q_p", "activation_change", "cosine_to_before"]].mean()
@@ -152,12 +153,11 @@ def test_a_linear_encoder_raises_s_and_not_q(tmp_path):
         < mean.loc["noise", "activation_change"]
     )
     assert mean.loc["before", "cosine_to_before"] == pytest.approx(1)
-    claim = {one.name: one for one in found.claims}
     gap = by.loc["mixed", "psi"] - by.loc["before", "psi"]
-    assert claim["0: psi, mixed - before"].value == pytest.approx(gap.mean())
-    assert claim["0: PSI >= .5, by class"].value == pytest.approx((by.loc["by class", "psi"] >= 0.5).mean())
-    assert claim["0: change of the activation, mixed, 95 % quantile"].value < 0.01
-    assert claim["0: change of the activation, noise, median"].value > 0.01
+    assert claim_of(found, "0: psi, mixed - before") == pytest.approx(gap.mean())
+    assert claim_of(found, "0: PSI >= .5, by class") == pytest.approx((by.loc["by class", "psi"] >= 0.5).mean())
+    assert claim_of(found, "0: change of the activation, mixed, 95 % quantile") < 0.01
+    assert claim_of(found, "0: change of the activation, noise, median") > 0.01
     assert found.figure.get_size_inches()[0] > 5
 
 
@@ -175,6 +175,10 @@ def test_the_axis_joins_the_least_alike_of_near_concepts():
     axis = concept_axis(torch.tensor([[1.0, 0, 0]]), text, None, 3)
     expected = torch.nn.functional.normalize(text[1] - text[2], dim=0)
     torch.testing.assert_close(axis * axis[2].sign(), expected)
+
+
+def claim_of(found, name):
+    return {one.name: one for one in found.claims}[name].value
 
 
 def test_the_most_monosemantic_are_scored_live_and_selective():

@@ -29,6 +29,8 @@ NEAREST = 10
 """Concepts nearest to a channel, of which the two least alike pull its halves apart."""
 PART = 24
 """Patches of one file on the shelf."""
+SMALLEST = 1e-7
+"""Change of an activation, relative, below which a figure does not tell."""
 MEASURES = ("psi", "S_hat", "Q_hat", "D_hat")
 
 
@@ -57,13 +59,13 @@ def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
         middle.set_xticks(range(len(parts)), [f"{part}^" for part in parts])
         middle.legend(ncols=2, loc="upper left")
         shown = held[1:]
-        boxes = [table.loc[table["condition"] == name, "activation_change"] for name in shown]
+        boxes = [table.loc[table["condition"] == name, "activation_change"].clip(lower=SMALLEST) for name in shown]
         drawn = right.boxplot(boxes, patch_artist=True, medianprops={"color": "black"}, flierprops={"markersize": 3})
         for box, name in zip(drawn["boxes"], shown, strict=True):
             box.set_facecolor(CONDITIONS[name])
         right.set_xticks(range(1, len(shown) + 1), shown)
-        right.set(title="activation's change, median over patches", ylabel="of the activation", ylim=(0, None))
-        right.yaxis.set_major_formatter(lambda value, _: f"{value:.1%}")
+        right.set(title="activation's change, median over patches", ylabel="of the activation", yscale="log")
+        right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     return figure
 
 
@@ -161,8 +163,10 @@ def _layer(
     )
     before = values["before"]
     changes = {name: ((own - before) / before.abs().clamp_min(1e-12)).abs().numpy() for name, own in values.items()}
+    chosen = found.table.set_index("channel")["psi"].loc[top.channels].to_numpy()
     table = _scored(study, top, embedded, found.centre, config).assign(
         condition=np.repeat(names, len(top.channels)),
+        psi_chosen_by=np.tile(chosen, len(names)),
         activation_change=np.concatenate([np.median(own, axis=1) for own in changes.values()]),
         largest_activation_change=np.concatenate([own.max(1) for own in changes.values()]),
         cosine_to_before=torch.cat([(own * embedded["before"]).sum(-1).mean(1) for own in embedded.values()]).numpy(),
@@ -309,7 +313,8 @@ def _claims(table: pd.DataFrame, changes: Mapping[str, np.ndarray], layer: str, 
         name: pd.DataFrame(table[table["condition"] == name]) for name in CONDITIONS if name in set(table["condition"])
     }
     before, noise = held["before"], held["noise"]
-    claims = [mean(f"{layer}: PSI, {name}", rows["psi"].to_numpy(), seed=seed) for name, rows in held.items()]
+    claims = [mean(f"{layer}: PSI that chose the channels", before["psi_chosen_by"].to_numpy(), seed=seed)]
+    claims += [mean(f"{layer}: PSI, {name}", rows["psi"].to_numpy(), seed=seed) for name, rows in held.items()]
     for name, rows in list(held.items())[1:]:
         for measure in MEASURES:
             if np.isfinite(before[measure]).any():
@@ -333,8 +338,9 @@ def _told(claims: Sequence[Claim], table: pd.DataFrame, layer: str) -> str:
     own = {one.name.removeprefix(f"{layer}: "): one for one in claims}
     value = {name: one.value for name, one in own.items()}
     told = [
-        f"In {layer}, PSI is {value['PSI, before']:.2f} on average before and {value['PSI, noise']:.2f} under noise, which "
-        f"changes the activation by {_moved(value, 'noise')}."
+        f"In {layer}, the channels were chosen by a PSI of {value['PSI that chose the channels']:.2f} on average. Seen as in an "
+        f"attack it is {value['PSI, before']:.2f} before (more where the lowest of many was luck), and "
+        f"{value['PSI, noise']:.2f} under noise, which changes the activation by {_moved(value, 'noise')}."
     ]
     for name in ("mixed", "by class"):
         if f"PSI, {name}" not in value:
@@ -345,7 +351,13 @@ def _told(claims: Sequence[Claim], table: pd.DataFrame, layer: str) -> str:
             f"{part}^ {hat:.2f} ({value[f'{part}_hat, {name} - before']:+.2f})" for part, hat in hats.items()
         )
         mean_psi = own[f"PSI, {name}"]
-        verdict = "stays low" if mean_psi.high < 0.5 else "rises" if mean_psi.low > 0.5 else "is not told from .5"
+        verdict = (
+            "stays below .5"
+            if mean_psi.high < 0.5
+            else "rises above .5"
+            if mean_psi.low > 0.5
+            else "is not told from .5"
+        )
         holding = [f"{part}^" for part, hat in hats.items() if hat < 0.5]
         told.append(
             f"Split {name}, PSI {verdict}: {mean_psi.value:.2f} on average; {value[f'PSI >= .5, {name}']:.0%} of channels reach "
@@ -358,4 +370,4 @@ def _told(claims: Sequence[Claim], table: pd.DataFrame, layer: str) -> str:
 
 def _moved(value: Mapping[str, float], name: str) -> str:
     middle, most = (value[f"change of the activation, {name}, {part}"] for part in ("median", "95 % quantile"))
-    return f"{middle:.2%} (median over patches; 95 % by less than {most:.2%})"
+    return f"{100 * middle:.2g} % (median over patches; 95 % by less than {100 * most:.2g} %)"
