@@ -122,7 +122,9 @@ def score(
     )
     about = subject.about(images)
     if folder is not None and store.finished(folder, about):
-        return store.load(folder)
+        held = store.load(folder)
+        bars.say(store.reused(folder, held.manifest))
+        return held
     with bars.stage("concepts"):
         text, said = subject.concepts(bars)
 

@@ -174,7 +174,7 @@ def demo(*, out: Path = Path("runs/demo"), progress: bool = True) -> None:
 
 
 def env() -> None:
-    """Show versions and devices, for a bug report."""
+    """Show versions, also of the optional packages, and devices, for a bug report."""
     from psi_fast.present import show_environment
 
     show_environment()

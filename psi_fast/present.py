@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from psi_fast.activation_tap import LayerInfo
-from psi_fast.environment import device_info, versions
+from psi_fast.environment import device_info, packages
 from psi_fast.receptive_field import Field
 from psi_fast.scores import Scores
 
@@ -117,10 +117,10 @@ def show_layers(
 
 
 def show_environment() -> None:
-    """Print versions and devices."""
+    """Print versions, of optional packages also which are missing, and devices."""
     console = _console()
-    for package, version in versions().items():
-        console.print(f"{package} {version}")
+    for package, version in packages().items():
+        console.print(f"{package} {version or 'not installed'}")
     devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
     for device in devices:
         console.print(", ".join(f"{name} {value}" for name, value in device_info(device).items()))

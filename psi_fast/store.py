@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,19 @@ def load(folder: str | Path) -> Scores:
     return Scores(table, labels, manifest, patches)
 
 
+def now() -> str:
+    """Date, time and offset from UTC, for a manifest's `made`."""
+    return datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+
+
+def reused(folder: Path, manifest: dict[str, Any]) -> str:
+    """What to say of finished results in `folder` that are read: since when they lie there, and how to make them anew."""
+    return (
+        f"{folder} holds this very run, made {manifest['made']}; it is read, not computed again: remove {folder / MANIFEST} "
+        "to make it anew"
+    )
+
+
 def fingerprint(values: Any) -> str:
     """SHA-256 of JSON-ready values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -168,7 +182,9 @@ def _differences(held: dict[str, Any], about: dict[str, Any]) -> str:
         for name in about[part]
         if _part(held, part).get(name) != about[part][name]
     ]
-    return ", ".join(names + ["layers"] * (held.get("layers") != about["layers"])) or "channels"
+    layers = held.get("layers")
+    same = isinstance(layers, list) and set(layers) == set(about["layers"])  # in any order
+    return ", ".join(names + ["layers"] * (not same)) or "channels"
 
 
 def _part(manifest: dict[str, Any], name: str) -> dict[str, Any]:

@@ -59,9 +59,9 @@ class Subject:
     fingerprints: dict[str, Any]
 
     def about(self, source: Any) -> dict[str, Any]:
-        """The head of a manifest; `source` is what the images were opened from."""
+        """The head of a manifest; `source` is what the images were opened from. The identity is blind to the layers' order."""
         decides = {name: value for name, value in self.config.to_dict().items() if name not in SETTINGS_WITHOUT_EFFECT}
-        chosen = [(tap.layer, ids.tolist()) for tap, ids in zip(self.taps, self.channels, strict=True)]
+        chosen = sorted((tap.layer, ids.tolist()) for tap, ids in zip(self.taps, self.channels, strict=True))
         return {
             "identity": store.fingerprint([self.fingerprints, chosen, decides]),
             "network": self.network.name,

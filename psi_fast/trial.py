@@ -43,7 +43,7 @@ def choose_pace(taps: Sequence[ActivationTap], precision: str, mark: str) -> Pac
         return Pace(fast_precision(device))
     about = {
         "network": mark,
-        "layers": [tap.layer for tap in taps],
+        "layers": sorted(tap.layer for tap in taps),
         "device": device_info(device),
         "torch": versions()["torch"],
         "sizes": SIZES,

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import urllib.error
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,33 @@ def test_a_run_is_written_and_shown(score, tmp_path, capsys):
     assert scores.manifest["warnings"] == ["9 draws give p >= 0.100, so no channel can be significant; use at least 20"]
     assert score() == 0  # the same run is shown again
     assert capsys.readouterr().out == out
+
+
+def test_a_run_that_is_read_says_since_when_it_is_there_and_how_to_make_it_anew(score, tmp_path, capsys):
+    def told():
+        return [line for line in capsys.readouterr().err.splitlines() if not re.match(r" *\d+\.\d s  ", line)]
+
+    assert score() == 0
+    assert told() == []
+    folder, made = tmp_path / "run", manifest(tmp_path / "run")["made"]
+    assert abs(datetime.now().astimezone() - datetime.fromisoformat(made)) < timedelta(minutes=5)
+    assert score() == 0
+    (line,) = told()
+    assert line.startswith(f"{folder} holds this very run, made {made}; it is read, not computed again: ")
+    (named,) = re.findall("remove (.*) to make it anew", line)
+    assert score("--no-progress") == 0
+    assert capsys.readouterr().err == ""
+    Path(named).unlink()
+    assert score() == 0
+    assert told() == []
+    assert manifest(folder)["identity"]
+
+
+def test_stages_of_several_layers_name_theirs(score, capsys):
+    assert score("--layer", "0") == 0
+    err = capsys.readouterr().err
+    told = re.findall(r"^ *\d+\.\d s  (.*)\n", err, re.MULTILINE)
+    assert told[-5:] == ["embedding", "clusters, 2", "nulls, 2", "clusters, 0", "nulls, 0"]
 
 
 def test_no_progress_is_silent(score, capsys):

@@ -1,9 +1,11 @@
 """`psi-fast layers`, `show` and `env`, and the command in a process of its own."""
 
+import importlib.metadata
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,26 @@ def test_env_prints_versions(capsys):
     assert re.search(rf"^torch {re.escape(torch.__version__.split('+')[0])}", out, re.MULTILINE)
     assert re.search(rf"^python {sys.version_info.major}\.{sys.version_info.minor}\.", out, re.MULTILINE)
     assert "cpu" in out
+
+
+def test_env_lists_every_optional_package_that_a_user_installs(capsys, monkeypatch):
+    found = importlib.metadata.version
+
+    def version(package):
+        if package == "webdataset":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return "9.8.7" if package == "datasets" else found(package)
+
+    monkeypatch.setattr("psi_fast.environment.metadata.version", version)
+    assert run("env") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "datasets 9.8.7" in lines
+    assert "webdataset not installed" in lines
+    extras = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    needed = [one for name, extra in extras.items() if name not in ("dev", "bench") for one in extra]
+    names = [re.split("[=<>~;[ ]", one)[0] for one in needed]
+    assert {"datasets", "braceexpand", "timm", "cuml-cu13"} <= set(names)
+    assert set(names) <= {line.split()[0] for line in lines}
 
 
 def test_the_installed_command_ends_with_code_2_and_one_line(tmp_path):

@@ -163,6 +163,27 @@ def test_the_same_run_again_is_read_and_not_computed(copied, finished, monkeypat
     assert snapshot(copied) == before
 
 
+def test_the_order_in_which_layers_are_asked_for_makes_no_other_run(tmp_path, monkeypatch):
+    def run(layers, folder=None, **changes):
+        return tiny.score(layer=layers, out=folder, **changes)
+
+    first, folder = run(["2", "0"], tmp_path / "run"), tmp_path / "run"
+    before = snapshot(folder)
+    other = run(["0", "2"])
+    assert other.manifest["identity"] == first.manifest["identity"]
+    for layer in ("0", "2"):  # each has its own rows, wherever they stand
+        one, two = (scores.table[scores.table["layer"] == layer].reset_index(drop=True) for scores in (first, other))
+        pd.testing.assert_frame_equal(one, two, check_exact=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "mine", None)  # nothing is computed
+        again = run(["0", "2"], folder)
+    pd.testing.assert_frame_equal(again.table, first.table, check_exact=True)
+    assert snapshot(folder) == before
+    assert "with other layers)" in message(run, ["2", "1"], folder, error=StoreError)
+    assert "with other layers)" in message(run, ["2"], folder, error=StoreError)
+    assert "with other channels)" in message(run, ["0", "2"], folder, channels=[0], error=StoreError)
+
+
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [

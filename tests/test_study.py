@@ -53,6 +53,16 @@ def test_layers_are_read_in_one_pass_and_score_as_in_a_run(tmp_path, monkeypatch
         monkeypatch.setattr(survey, "activations", forbidden)
 
 
+def test_the_order_of_the_layers_makes_no_other_survey(tmp_path, monkeypatch):
+    first = study(tmp_path, layer=["2", "0"])
+    wanted = {layer: first.survey(layer).maxima for layer in ("2", "0")}
+    assert wanted["2"].shape != wanted["0"].shape
+    monkeypatch.setattr(survey, "activations", forbidden)
+    again = study(tmp_path, layer=["0", "2"])
+    for layer in ("2", "0"):
+        torch.testing.assert_close(again.survey(layer).maxima, wanted[layer], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("band", [None, (0.1, 0.6)])
 def test_top_patches_are_the_mined_ones(tmp_path, band):
     own = study(tmp_path, tiny.conv_network(tiny.Quantise()), "3", config=replace(tiny.CONFIG, band=band))

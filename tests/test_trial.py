@@ -59,6 +59,7 @@ def test_a_trial_is_made_once_for_a_network_and_its_layers(trials):
     choose_pace([tap()], "auto", "another network")
     choose_pace([tap("3")], "auto", "mark")
     choose_pace([tap(), tap("3")], "auto", "mark")
+    choose_pace([tap("3"), tap()], "auto", "mark")  # the same layers
     assert len(trials) == 8
 
 

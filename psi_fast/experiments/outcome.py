@@ -111,12 +111,14 @@ def experiment(
                 ),
             }
             if (found := _read(folder, about["identity"], name, draw)) is not None:
+                study.bars.say(store.reused(folder, found.manifest))
                 return found
             before = dict(study.bars.seconds)
             with study.bars.stage(name):
                 finding = find(study, *args, **options)
             seconds = {k: round(v - before.get(k, 0), 3) for k, v in study.bars.seconds.items() if v > before.get(k, 0)}
             manifest = about | {
+                "made": store.now(),
                 "claims": len(finding.claims),
                 "images": len(study.subject.images),
                 "versions": versions(),

@@ -249,7 +249,8 @@ class Study:
         }
         key = repr(about)
         if key not in self._evaluations:
-            self._evaluations[key] = self._shelved(layer, config, encoder, text, ids, about)
+            with self.bars.within(layer if len(self.layers) > 1 else ""):
+                self._evaluations[key] = self._shelved(layer, config, encoder, text, ids, about)
         return self._evaluations[key]
 
     def _shelved(

@@ -1,10 +1,12 @@
 """Images + network -> each channel's largest activation in every image, from which any top K or band follows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from psi_fast.activation_tap import ActivationTap
 from psi_fast.config import PSIConfig
 from psi_fast.errors import ConfigError, NotFiniteError
 from psi_fast.experiments.shelf import Shelf
@@ -70,7 +72,11 @@ def survey(
 def _survey(
     subject: Subject, bank: ImageBank | ImageStream, shelf: Shelf, progress: Progress, pace: Pace
 ) -> dict[str, Survey]:
-    layers = [tap.layer for tap in subject.taps]
+    # by name, so that the order in which layers are asked for makes no other files
+    taps, channels = zip(
+        *sorted(zip(subject.taps, subject.channels, strict=True), key=lambda own: own[0].layer), strict=True
+    )
+    layers = [tap.layer for tap in taps]
     parts = []
     with progress.bar("mining", len(bank), "img") as bar:
         for first in range(0, len(bank), PART):
@@ -80,12 +86,14 @@ def _survey(
                 "images": subject.fingerprints["images"],
                 "side": bank.side,
                 "layers": layers,
-                "channels": [ids.tolist() for ids in subject.channels],
+                "channels": [ids.tolist() for ids in channels],
                 "pace": str(pace),
                 "device": subject.device.type,
                 "part": [images.start, images.stop],
             }
-            parts.append(shelf.tensors("maxima", about, lambda images=images: _part(subject, bank, images, pace)))
+            parts.append(
+                shelf.tensors("maxima", about, lambda images=images: _part(subject, taps, channels, bank, images, pace))
+            )
             bar.update(len(images))
     joined = {
         name: [part[name] for part in parts]
@@ -104,14 +112,21 @@ def _survey(
     }
 
 
-def _part(subject: Subject, bank: ImageBank | ImageStream, images: range, pace: Pace) -> dict[str, torch.Tensor]:
+def _part(
+    subject: Subject,
+    taps: Sequence[ActivationTap],
+    channels: Sequence[np.ndarray],
+    bank: ImageBank | ImageStream,
+    images: range,
+    pace: Pace,
+) -> dict[str, torch.Tensor]:
     """Maxima, positions and lowest values of the images, by layer."""
-    taps, config = subject.taps, subject.config
+    config = subject.config
     none = [empty_top_k(tap.channels, 0, tap.device) for tap in taps]
     backend = offered("topk_merge", config.backend)
     found: dict[str, list[torch.Tensor]] = {}
     for first, layers in activations(taps, subject.network, bank, images, config.batch_size, pace):
-        for row, (own, ids) in enumerate(zip(layers, subject.channels, strict=True)):
+        for row, (own, ids) in enumerate(zip(layers, channels, strict=True)):
             _, extremes = topk_merge(none[row], own, first, backend=backend)
             asked = torch.from_numpy(ids).to(own.device)
             extremes = type(extremes)(*(part[:, asked].cpu() for part in extremes))
