@@ -87,13 +87,6 @@ def test_a_run_that_is_read_says_since_when_it_is_there_and_how_to_make_it_anew(
     assert manifest(folder)["identity"]
 
 
-def test_stages_of_several_layers_name_theirs(score, capsys):
-    assert score("--layer", "0") == 0
-    err = capsys.readouterr().err
-    told = re.findall(r"^ *\d+\.\d s  (.*)\n", err, re.MULTILINE)
-    assert told[-5:] == ["embedding", "clusters, 2", "nulls, 2", "clusters, 0", "nulls, 0"]
-
-
 def test_no_progress_is_silent(score, capsys):
     assert score("--no-progress") == 0
     assert capsys.readouterr().err == ""

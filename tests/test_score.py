@@ -321,6 +321,13 @@ def test_a_line_a_stage_is_printed_where_stderr_is_no_terminal(capfd):
     assert [line.split("s  ")[1] for line in err.splitlines()] == list(scores.manifest["seconds"])
 
 
+def test_stages_of_several_layers_name_theirs(capfd):
+    scores = score(layer=["2", "0"], progress=True)
+    told = [line.split("s  ")[1] for line in capfd.readouterr().err.splitlines()]
+    assert told[-5:] == ["embedding", "clusters, 2", "nulls, 2", "clusters, 0", "nulls, 0"]
+    assert list(scores.manifest["seconds"])[-3:] == ["embedding", "clusters", "nulls"]
+
+
 def test_real_networks_on_a_few_demo_tiles(tmp_path):
     pytest.importorskip("skimage")
     pytest.importorskip("efficientnet_lite_pytorch")
