@@ -62,6 +62,16 @@ def test_columns_are_the_documented_ones(run):
     ]
 
 
+def test_the_order_of_the_images_changes_no_score():
+    images = tiny.image_set()
+    order = np.random.default_rng(0).permutation(len(images))
+    drawn = ["random_percentile"]  # of random patches, which are drawn by the images' numbers
+    table = score(images=images).table.drop(columns=drawn)
+    assert_same_bits(score(images=images.take(order)).table.drop(columns=drawn), table)
+    tied = tiny.conv_network(tiny.Quantise())
+    scored = [score(tied, "3", images=one, config=tiny.CONFIG).table for one in (images, images.take(order))]
+    assert not scored[0]["S"].equals(scored[1]["S"]), "ties at the last rank go to the first images"
+
 def test_values_lie_in_their_documented_ranges(run):
     table = run[0].table
     assert table["channel"].tolist() == list(range(6))
