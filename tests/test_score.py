@@ -72,6 +72,7 @@ def test_the_order_of_the_images_changes_no_score():
     scored = [score(tied, "3", images=one, config=tiny.CONFIG).table for one in (images, images.take(order))]
     assert not scored[0]["S"].equals(scored[1]["S"]), "ties at the last rank go to the first images"
 
+
 def test_values_lie_in_their_documented_ranges(run):
     table = run[0].table
     assert table["channel"].tolist() == list(range(6))
