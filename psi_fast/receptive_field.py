@@ -17,6 +17,8 @@ MODES = ("image", "cell", "theoretical", "effective")
 ENERGY = 0.9
 """Share of the squared input gradient that an effective field holds."""
 _PROBES_AT_ONCE = 8
+_STRAY = 1 / 8
+"""Share of a theoretical field by which those of neighbours may be off from its place, as behind an enlarged map."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,10 @@ def measure_field(
     - image: the whole image.
     - cell: the input's side divided by the map's.
     - theoretical: every pixel that can change the unit, exactly. NaN in rows 0..r of the input reaches the unit if and
-      only if its field starts at or above row r; bisection over r, and likewise from the other three sides. A field
-      that reaches the border goes on outside it, so the box becomes the whole image. So does every field behind
-      attention, squeeze-and-excitation or global pooling.
+      only if its field starts at or above row r; bisection over r, and likewise from the other three sides. Where the
+      centre's field reaches the border, the position at the far end of the map, which has most room on that side, tells
+      how far the field goes on. One that reaches the border from there too makes the box the whole image; so does every
+      field behind attention, squeeze-and-excitation or global pooling.
     - effective: the smallest square around the centre of the position's cell whose whole pixels hold 90 % of the squared
       gradient of one channel with respect to the input, summed over RGB. A probe is an image and a random channel; each
       probe is scaled to sum 1 before they are averaged, and probes without a gradient (a ReLU that is off) are left out.
@@ -92,14 +95,13 @@ def measure_field(
         return _whole(mode, size, f"layer {tap.layer} has no map of positions")
     if mode == "cell":
         return Field(mode, (size / tap.grid[0], size / tap.grid[1]), False)
-    centre = _centre(tap.grid, tap.prefix, preprocess_size)
     if mode == "theoretical":
-        return _theoretical(tap, preprocess_size, centre)
+        return _theoretical(tap, preprocess_size, tap.grid)
     if mode == "effective":
         if images is None:
             noise = torch.Generator().manual_seed(seed % 2**63)
             images = torch.randn(_PROBES_AT_ONCE, 3, preprocess_size, preprocess_size, generator=noise)
-        return _effective(tap, images, centre, probes, seed)
+        return _effective(tap, images, _centre(tap.grid, tap.prefix, preprocess_size), probes, seed)
     return Field(mode, (mode * size, mode * size), False)
 
 
@@ -177,18 +179,23 @@ def _centre(grid: tuple[int, int], prefix: int, size: int) -> tuple[int, float, 
     return prefix + row * width + column, (row + 0.5) * size / height, (column + 0.5) * size / width
 
 
-def _theoretical(tap: ActivationTap, size: int, centre: tuple[int, float, float]) -> Field:
-    position, y, x = centre
-
-    def reached(counts: np.ndarray) -> np.ndarray:
-        """Whether NaN in the first `counts` lines from the top, left, bottom and right reaches the unit; bool [4]."""
+def _theoretical(tap: ActivationTap, size: int, grid: tuple[int, int]) -> Field:
+    def lost(counts: np.ndarray) -> np.ndarray:
+        """What NaN in the first `counts` lines from the top, left, bottom and right reaches; bool [4, H, W]."""
         images = torch.zeros(4, 3, size, size)
         top, left, bottom, right = (int(count) for count in counts)
         images[0, :, :top] = torch.nan
         images[1, :, :, :left] = torch.nan
         images[2, :, size - bottom :] = torch.nan
         images[3, :, :, size - right :] = torch.nan
-        return tap(images)[:, :, position].isnan().any(1).cpu().numpy()
+        return tap(images)[:, :, tap.prefix :].isnan().any(1).unflatten(1, grid).cpu().numpy()
+
+    # The positions read: the centre, but the corner with most room on a side where the centre's field meets the border.
+    rows, columns = np.full(4, grid[0] // 2), np.full(4, grid[1] // 2)
+    far = (np.array([grid[0] - 1, grid[0] - 1, 0, 0]), np.array([grid[1] - 1, grid[1] - 1, 0, 0]))
+
+    def reached(counts: np.ndarray) -> np.ndarray:
+        return lost(counts)[range(4), rows, columns]
 
     # Lines needed from each side until the field is met: more than `low`, at most `high`.
     low, high = np.zeros(4, dtype=np.int64), np.full(4, size)
@@ -198,16 +205,30 @@ def _theoretical(tap: ActivationTap, size: int, centre: tuple[int, float, float]
             raise ModelError(f"layer {tap.layer} of {tap.network.name} is NaN on a blank image; check its weights")
         if not reached(high).all():
             return _whole("theoretical", float(size), f"the input does not reach layer {tap.layer}, or it hides NaN")
-        if reached(np.ones(4, dtype=np.int64)).any():
-            return _whole("theoretical", float(size), f"the field reaches the border of the {size} px input")
         low += 1
+        met = reached(low)
+        rows, columns = np.where(met, far[0], rows), np.where(met, far[1], columns)
+        if reached(low).any():
+            return _whole("theoretical", float(size), f"the field reaches the border of the {size} px input")
         while (high - low > 1).any():
             middle = (low + high) // 2
             hit = reached(middle)
             high, low = np.where(hit, middle, high), np.where(hit, low, middle)
-    top, left, bottom, right = (int(line) - 1 for line in high)
-    height, width = size - top - bottom, size - left - right
-    return Field("theoretical", (height, width), False, "", (top + height / 2 - y, left + width / 2 - x))
+        touched = lost(high)
+    y, x = (rows + 0.5) * size / grid[0], (columns + 0.5) * size / grid[1]
+    # from the centre of the cell to each side of the field; less than 0 where the field does not hold that centre
+    room = np.array([y[0], x[1], size - y[2], size - x[3]])
+    up, left, down, right = (room - (high - 1)).tolist()
+    height, width = up + down, left + right
+    # a position further on must not be reached yet: its field is the same one, moved
+    ahead = [touched[0, rows[0] :, columns[0]], touched[1, rows[1], columns[1] :]]
+    ahead += [touched[2, : rows[2] + 1, columns[2]], touched[3, rows[3], : columns[3] + 1]]
+    strays = [(own.sum() - 1) * size / cells for own, cells in zip(ahead, (*grid, *grid), strict=True)]
+    if max(strays[::2]) > _STRAY * height or max(strays[1::2]) > _STRAY * width:
+        return _whole(
+            "theoretical", float(size), "positions of the map see fields of different shapes, as in windows do"
+        )
+    return Field("theoretical", (height, width), False, "", ((down - up) / 2, (right - left) / 2))
 
 
 def _effective(

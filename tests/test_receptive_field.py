@@ -61,9 +61,11 @@ STACKS = [
 
 
 class TestTheoretical:
-    def test_a_line_short_of_the_border(self):
-        assert measure_field(tap_of(stack([(3, 1, 1)]), 5), 5, "theoretical").size == (3, 3)
-        assert measure_field(tap_of(stack([(3, 1, 1)]), 3), 3, "theoretical").whole_image
+    @pytest.mark.parametrize("size", [2, 3, 5])
+    def test_a_field_that_ends_at_the_border(self, size):
+        field = measure_field(tap_of(stack([(3, 1, 1)]), size), size, "theoretical")
+        assert field.whole_image == (size == 2)
+        assert field.size == (min(size, 3), min(size, 3))
 
     @pytest.mark.parametrize("layers", STACKS, ids=str)
     def test_stack_of_convolutions(self, layers):
@@ -91,16 +93,66 @@ class TestTheoretical:
         assert sides == [11, 35, 91, 267, 427]
         assert arithmetic([(7, 2, 3)])[0] == 7
 
-    @pytest.mark.parametrize(("layer", "stage"), [("conv1", None), ("layer1", 1), ("layer4", 4)])
+    @pytest.mark.parametrize(("layer", "stage"), [("conv1", None), ("layer1", 1), ("layer3", 3), ("layer4", 4)])
     def test_resnet50(self, layer, stage):
         side, _, offset = arithmetic([(7, 2, 3)] if stage is None else resnet50_until(stage))
         field = measure_field(ActivationTap(load_network("torchvision:resnet50@none"), layer, CPU), 224, "theoretical")
-        if side > 224:
+        if stage == 4:
             assert field.whole_image
             assert field.size == (224, 224)
             assert "border" in field.note
         else:
             assert field == Field("theoretical", (side, side), False, "", (offset, offset))
+
+    @pytest.mark.parametrize(("layer", "side"), [("layer1", 43), ("layer2", 99), ("layer3", 211)])
+    def test_resnet18(self, layer, side):
+        strides = [1] * 4 + [2, 1, 1, 1] * 2
+        layers = [(7, 2, 3), (3, 2, 1), *((3, stride, 1) for stride in strides[: 4 * int(layer[-1])])]
+        known, _, offset = arithmetic(layers)
+        field = measure_field(ActivationTap(load_network("torchvision:resnet18@none"), layer, CPU), 224, "theoretical")
+        assert known == side
+        assert field == Field("theoretical", (side, side), False, "", (offset, offset))
+
+    @pytest.mark.parametrize(("block", "side"), [(5, 83), (8, 211), (9, 275)])
+    def test_lite0(self, block, side):
+        """By the convolutions of the module itself; those with a stride pad one line less in front."""
+        pytest.importorskip("efficientnet_lite_pytorch")
+        network, layers = load_network("efficientnet-lite:lite0"), []
+        for part in (network.module._conv_stem, *network.module._blocks[: block + 1]):
+            for convolution in (own for own in part.modules() if isinstance(own, nn.Conv2d)):
+                padded = next((own.padding[0] for own in convolution.children() if isinstance(own, nn.ZeroPad2d)), 0)
+                layers.append((convolution.kernel_size[0], np.ravel(convolution.stride)[0], padded))
+        known, _, offset = arithmetic(layers)
+        field = measure_field(ActivationTap(network, f"_blocks.{block}", CPU), 224, "theoretical")
+        assert known == side
+        assert field == Field("theoretical", (side, side), False, "", (offset, offset))
+
+    def test_a_wide_field_is_clipped_at_each_border(self):
+        """Pixel by pixel, what can change a unit in the corner, at the border and in the middle of a map."""
+        size, layers = 40, [(7, 2, 3)] * 3
+        tap = tap_of(stack(layers, weight=1.0), size)
+        field = measure_field(tap, size, "theoretical")
+        assert field.size == (43, 43)
+        for position in (0, 3, 12, 24):
+            batch = torch.ones(1, 3, size, size, requires_grad=True)
+            with tap:
+                (gradient,) = torch.autograd.grad(tap(batch)[0, :, position].sum(), batch)
+            rows, columns = np.nonzero(gradient.sum((0, 1)).numpy())
+            seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            assert boxes(field, np.array([position]), tap.grid, 0, size)[0].tolist() == seen
+
+    def test_windows_have_no_field_of_one_shape(self):
+        pytest.importorskip("timm")
+        from test_families import timm_swin
+
+        tap = ActivationTap(Network(timm_swin(), Preprocess(32, 32), "swin"), "layers.0", CPU)
+        field = measure_field(tap, 32, "theoretical")
+        assert field.whole_image
+        assert "windows" in field.note
+
+    def test_an_enlarged_map_keeps_its_field(self):
+        module = nn.Sequential(*stack([(5, 2, 2), (5, 2, 2), (5, 1, 2)]), nn.Upsample(scale_factor=2))
+        assert measure_field(tap_of(module, 64), 64, "theoretical").size == (29, 29)
 
     @pytest.mark.parametrize("glue", ["squeeze", "attention"])
     def test_global_operations_see_the_whole_image(self, glue):
