@@ -10,7 +10,8 @@ and its figure. `separation.py` is the shortest and the model of the others. Wha
 - `outcome.py`: what `@experiment` makes of a finding, the files of an Outcome; `commands.py` makes the command.
 
 Parts of one experiment or two: `null_channels.py` (separation, ablation), `settings.py` (robustness), `planted_units.py`
-(planted, null-size), `null_shapes.py` (null-size), `swap_plan.py` and `swaps.py` (patch-swap), `attack.py` (adversarial).
+(planted, null-size), `null_shapes.py` (null-size), `swap_plan.py` and `swaps.py` (patch-swap), `attack.py` (adversarial),
+`tail.py` and `tuning.py` (regulariser).
 """
 
 from psi_fast.experiments.ablation import ablation
@@ -22,6 +23,7 @@ from psi_fast.experiments.null_size import null_size
 from psi_fast.experiments.outcome import Finding, Outcome
 from psi_fast.experiments.patch_swap import patch_swap
 from psi_fast.experiments.planted import planted
+from psi_fast.experiments.regulariser import regulariser
 from psi_fast.experiments.robustness import robustness
 from psi_fast.experiments.separation import separation
 from psi_fast.experiments.statistics import Claim
@@ -41,6 +43,7 @@ __all__ = [
     "null_size",
     "patch_swap",
     "planted",
+    "regulariser",
     "robustness",
     "separation",
 ]
@@ -56,5 +59,6 @@ EXPERIMENTS = {
     "null-size": null_size,
     "bands": bands,
     "adversarial": adversarial,
+    "regulariser": regulariser,
 }
 """By the name of the command."""
