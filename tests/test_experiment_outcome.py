@@ -11,7 +11,7 @@ from test_study import study
 
 from psi_fast.errors import ConfigError, StoreError
 from psi_fast.experiments import Claim, Finding, outcome
-from psi_fast.experiments.figures import panels
+from psi_fast.experiments.figures import legend_above, panels
 from psi_fast.experiments.outcome import experiment, rendered
 
 FILES = {"table.parquet", "table.csv", "claims.csv", "figure.svg", "figure.png", "summary.md", "manifest.json"}
@@ -95,3 +95,19 @@ def test_one_that_fails_while_it_is_written_leaves_no_manifest(tmp_path, monkeyp
 def test_options_are_named(tmp_path):
     with pytest.raises(ConfigError, match="options of toy-example are named, got 4"):
         toy_example(study(tmp_path), 4)
+
+
+@pytest.mark.parametrize(("lines", "columns", "rows"), [(1, 1, 1), (3, 3, 1), (4, 2, 1), (3, 2, 2)])
+def test_a_legend_above_hides_nothing(lines, columns, rows):
+    with panels(2 * rows, rows=rows) as (figure, axes):
+        for panel in axes:
+            for line in range(lines):
+                panel.plot([0, 1], [0.2 * line, 1], "o-", label=f"line {line}")
+            panel.set_ylim(0, 1.05)
+            legend_above(panel, columns=columns)
+    rendered(figure, "svg")  # which lays it out
+    for panel in axes:
+        legend = panel.get_legend().get_window_extent()
+        assert legend.y0 > panel.transData.transform((1, 1))[1]
+        assert legend.y1 <= panel.get_window_extent().y1
+        assert panel.get_yticks().max() == pytest.approx(1)

@@ -45,7 +45,9 @@ def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
             panel.set_yticks(range(len(subsets)), [", ".join(subset) for subset in subsets])
             panel.grid(axis="y", visible=False)
             panel.set(title=f"{layer}: real / {against}", xlabel="AUROC, 95 % interval")
-        axes[0].legend(loc="lower left", fontsize=7, handletextpad=0.2)
+            panel.set_xlim(min(0.48, table["low"].min() - 0.02), 1.02)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(WAYS), handletextpad=0.2)
     return figure
 
 

@@ -13,7 +13,7 @@ from psi_fast.crops import whole_pixels
 from psi_fast.errors import ConfigError, InputError
 from psi_fast.evaluation import evaluate, without
 from psi_fast.experiments.attack import Attack, Sight, smooth_encoder
-from psi_fast.experiments.figures import COLOURS, GREY, panels
+from psi_fast.experiments.figures import COLOURS, GREY, legend_above, panels
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.statistics import SIGNIFICANT, Claim, mean, median, paired, quantile, rate
 from psi_fast.experiments.study import Study
@@ -45,7 +45,13 @@ def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
         for place, (name, rows) in enumerate(zip(held, values, strict=True)):
             left.scatter(np.full(len(rows), place), rows["psi"], s=10, color=CONDITIONS[name], zorder=2)
             left.hlines(rows["psi"].mean(), place - 0.3, place + 0.3, color=CONDITIONS[name], linewidth=2.5, zorder=3)
-        left.set(title="PSI of each channel, bar: mean", ylim=(-0.03, 1.03), xlim=(-0.5, len(held) - 0.5), **ticks)
+        left.set(
+            title="PSI of each channel, bar: mean",
+            ylabel="PSI",
+            ylim=(-0.03, 1.03),
+            xlim=(-0.5, len(held) - 0.5),
+            **ticks,
+        )
         parts = [part for part in ("S", "Q", "D") if np.isfinite(table[f"{part}_hat"]).any()]
         for place, (name, rows) in enumerate(zip(held, values, strict=True)):
             means = [rows[f"{part}_hat"].mean() for part in parts]
@@ -55,16 +61,16 @@ def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
                 at, means, 0.72 / len(held), yerr=spread, color=CONDITIONS[name], label=name, error_kw={"lw": 0.7}
             )
         middle.axhline(0.5, color="black", linewidth=0.7, linestyle=":")
-        middle.set(title="calibrated components, mean and its error", ylim=(0, 1.35), yticks=np.linspace(0, 1, 6))
+        middle.set(title="components, mean and its standard error", ylabel="calibrated component", ylim=(0, 1.03))
         middle.set_xticks(range(len(parts)), [f"{part}^" for part in parts])
-        middle.legend(ncols=2, loc="upper left")
+        legend_above(middle, columns=2)
         shown = held[1:]
         boxes = [table.loc[table["condition"] == name, "activation_change"].clip(lower=SMALLEST) for name in shown]
         drawn = right.boxplot(boxes, patch_artist=True, medianprops={"color": "black"}, flierprops={"markersize": 3})
         for box, name in zip(drawn["boxes"], shown, strict=True):
             box.set_facecolor(CONDITIONS[name])
         right.set_xticks(range(1, len(shown) + 1), shown)
-        right.set(title="activation's change, median over patches", ylabel="of the activation", yscale="log")
+        right.set(title="change of the activation", ylabel="of the activation, median over patches", yscale="log")
         right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     return figure
 

@@ -11,7 +11,7 @@ from psi_fast.config import PSIConfig
 from psi_fast.errors import ConfigError, InputError
 from psi_fast.evaluation import Evaluation
 from psi_fast.experiments.comparisons import top_overlap
-from psi_fast.experiments.figures import COLOURS, GREY, panels
+from psi_fast.experiments.figures import COLOURS, GREY, PART_COLOURS, legend_above, panels
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.statistics import Claim, mean, paired, rank_correlation, rate
 from psi_fast.experiments.study import Study
@@ -29,7 +29,7 @@ LINES = {
     2: {
         "rank correlation with the top": "rank correlation",
         "overlap with the top's list": "overlap of lists",
-        "unselective channels": "unselective",
+        "unselective channels": "share unselective",
     },
 }
 """The second and third panel's claims, by their label."""
@@ -49,14 +49,15 @@ def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
                 panel.axhline(random.value, color=COLOURS[1], lw=1, ls="--", label="random patches, mean")
                 panel.set(title=f"{layer}: {rows['channel'].nunique()} channels", ylabel="PSI", ylim=(-0.03, 1.03))
             else:
-                for (what, label), colour in zip(LINES[kind].items(), COLOURS[3 * kind - 3 :], strict=False):
+                colours = (*PART_COLOURS.values(),) if kind == 1 else (COLOURS[0], COLOURS[1], GREY)
+                for (what, label), colour in zip(LINES[kind].items(), colours, strict=True):
                     _draw_line(panel, [known.get(f"{layer}: {what}, {name}") for name in names], label, colour)
                 panel.set(title=("mean z, 95 % interval", "each band and the top")[kind - 1])
                 panel.set(ylabel=("z", "correlation or share")[kind - 1])
                 panel.set_ylim(min(0, panel.get_ylim()[0]), None if kind == 1 else 1.05)
             panel.set_xticks(range(len(names)), names)
             panel.set(xlabel="images from", xlim=(-0.45, len(names) - 0.55))
-            panel.legend(fontsize=7, loc="upper right" if kind == 2 else "best")
+            legend_above(panel, columns=(2, 3, 2)[kind])
     return figure
 
 

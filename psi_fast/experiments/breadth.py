@@ -40,7 +40,7 @@ def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
                 x, y = rows[f"{column}_classes"], rows[f"{column}_open"]
                 panel.plot(x, y, "o", ms=2.5, alpha=0.5, mew=0, color=COLOURS[0])
                 ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-                panel.plot(ends, ends, color="#999999", lw=0.8, ls=":")
+                panel.plot(ends, ends, color="#999999", lw=0.8, ls=":", zorder=1.5)
                 rho = known[f"{layer}: rank correlation of {('D_z', 'PSI')[kind]}"].value
                 panel.set(title=f"{layer}: {what}, rho {rho:.3f}")
                 panel.set(xlabel=f"{what}, class names", ylabel=f"{what}, open vocabulary")

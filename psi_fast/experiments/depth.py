@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from scipy import stats
 from psi_fast.activation_tap import list_layers
 from psi_fast.errors import InputError
 from psi_fast.experiments.comparisons import difference, trend
-from psi_fast.experiments.figures import COLOURS, GREY, error_bars, panels
+from psi_fast.experiments.figures import COLOURS, GREY, PART_COLOURS, error_bars, legend_above, panels
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.statistics import SIGNIFICANT, Claim, auroc, mean, median, rate
 from psi_fast.experiments.study import Study
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REAL, RANDOM = "real", "random patches"
-Z_COLOURS = {"S_z": COLOURS[2], "Q_z": COLOURS[3], "D_z": COLOURS[4]}
 
 
 def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
@@ -38,27 +37,34 @@ def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
         _line(axes[0], layers, found, "mean PSI", COLOURS[0], "real channels, mean")
         _line(axes[0], layers, found, "mean PSI of random patches", COLOURS[1], "random patches, mean")
         tau = found["trend of PSI"]
-        axes[0].set(title=f"PSI (trend: tau = {tau.value:.2f}, {tau.low:.2f} to {tau.high:.2f})", ylim=(0, 1))
-        for z, colour in Z_COLOURS.items():
-            if f"{layers[0]}: mean {z}" in found:
-                _line(axes[1], layers, found, f"mean {z}", colour, z[0])
+        axes[0].set(title=f"PSI of each channel (trend: tau {tau.value:.2f}, {tau.low:.2f} to {tau.high:.2f})")
+        axes[0].set(ylabel="PSI", ylim=(0, 1.02))
+        for number, (part, colour) in enumerate(PART_COLOURS.items()):
+            if f"{layers[0]}: mean {part}_z" in found:
+                _line(axes[1], layers, found, f"mean {part}_z", colour, part, shift=0.08 * (number - 1))
         axes[1].axhline(0, color=GREY, lw=0.8, ls=":")
-        axes[1].set(title="z of each component, mean over channels")
+        axes[1].set(title="components, mean over channels", ylabel="z")
         _line(axes[2], layers, found, "AUROC real / random patches", COLOURS[0], "AUROC")
         axes[2].axhline(0.5, color=GREY, lw=0.8, ls=":")
-        axes[2].set(title="real channels told from random patches", ylim=(None, 1))
+        axes[2].set(title="real channels told from random patches", ylabel="AUROC", ylim=(None, 1.02))
+        many = len(layers) > 4
+        slanted: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if many else {}
+        between = ", " if many else "\n"
+        names = [f"{layer}{between}{sides[layer]:.0f} px" for layer in layers]
         for panel in axes:
-            names = [f"{layer}\n{sides[layer]:.0f} px" for layer in layers]
-            panel.set_xticks(range(len(layers)), names, rotation=60 if len(layers) > 4 else 0, fontsize=7)
-        for panel in axes[:2]:
-            panel.legend(loc="best", fontsize=7)
+            panel.set_xticks(range(len(layers)), names, fontsize=7, **slanted)
+            panel.set_xlabel("layer, side of its patches")
+        for panel, columns in zip(axes, (2, 3), strict=False):
+            legend_above(panel, columns=columns)
     return figure
 
 
-def _line(panel: "Axes", layers: list[str], found: dict[str, Claim], what: str, colour: str, label: str) -> None:
-    """A value with its interval at each layer."""
+def _line(
+    panel: "Axes", layers: list[str], found: dict[str, Claim], what: str, colour: str, label: str, shift: float = 0
+) -> None:
+    """A value with its interval at each layer, `shift` beside its place."""
     value, reach = error_bars([found[f"{layer}: {what}"] for layer in layers])
-    panel.errorbar(range(len(layers)), value, reach, color=colour, marker="o", ms=3, lw=1.2, label=label)
+    panel.errorbar(np.arange(len(layers)) + shift, value, reach, color=colour, marker="o", ms=3, lw=1.2, label=label)
 
 
 @experiment(draw)
@@ -149,7 +155,7 @@ def _of(table: pd.DataFrame, layer: str, kind: str) -> pd.DataFrame:
 
 
 def _z(table: pd.DataFrame) -> list[str]:
-    return [z for z in Z_COLOURS if z in table]
+    return [f"{part}_z" for part in PART_COLOURS if f"{part}_z" in table]
 
 
 def _text(layers: list[str], claims: Sequence[Claim], steps: Sequence[Claim]) -> str:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
 """Okabe and Ito's, blue first, without yellow (too light on white), with grey."""
 GREY = COLOURS[-1]
+PART_COLOURS = dict(zip("SQD", COLOURS[2:5], strict=True))
+"""Colours of the components, wherever these are told apart."""
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -23,6 +25,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
+    "figure.constrained_layout.w_pad": 0.08,  # inches on either side of a panel
     "grid.color": "#e8e8e8",
     "legend.frameon": False,
     "svg.fonttype": "none",
@@ -30,6 +33,8 @@ STYLE: dict[Any, Any] = {
 }
 PANEL = (3.2, 2.6)
 """Width and height of a panel in inches."""
+LEGEND_ROW = 0.16
+"""Inches that a row of a legend takes."""
 
 
 @contextmanager
@@ -53,3 +58,15 @@ def error_bars(claims: Sequence[Claim]) -> tuple[np.ndarray, np.ndarray]:
     """
     value, low, high = np.array([(one.value, one.low, one.high) for one in claims]).T
     return value, np.nan_to_num([value - low, high - value]).clip(0)
+
+
+def legend_above(panel: "Axes", *, columns: int) -> None:
+    """A legend over all that is drawn so far: the panel's upper limit rises until there is room, its ticks stay."""
+    figure = panel.get_figure(root=True)
+    assert figure is not None, "a panel is part of a figure"
+    rows = -(-len(panel.get_legend_handles_labels()[1]) // columns)
+    share = rows * LEGEND_ROW * figure.dpi / panel.bbox.height
+    low, high = panel.get_ylim()
+    panel.set_yticks([tick for tick in panel.get_yticks() if low <= tick <= high])
+    panel.set_ylim(low, high + (high - low) * share / (1 - share))
+    panel.legend(loc="upper left", ncols=columns, fontsize=7, handlelength=1.6, columnspacing=1.2)

@@ -62,13 +62,14 @@ def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
                 places = places + (number - (len(kinds) - 1) / 2) * 0.8 / len(kinds)
                 panel.errorbar(value, places, xerr=reach, fmt="o", color=colour, ms=3, lw=1, label=kind)
             panel.set_yticks(range(len(nulls)), nulls)
-            panel.invert_yaxis()
-            panel.set_xlim(-0.03, 1.03)
+            panel.set(xlim=(-0.03, 1.03), ylim=(len(nulls) - 0.5, -0.5), xlabel="share of data sets, 95 % interval")
+            panel.hlines(np.arange(1, len(nulls)) - 0.5, -0.03, 1.03, color="#cccccc", lw=0.6, zorder=1)
+            panel.grid(axis="y", visible=False)
             panel.axvline(SIGNIFICANT, color=GREY, linewidth=0.8, linestyle="--")
             panel.set_title(
                 "clusters: share found at p ≤ .05" if structured else "no clusters: false alarms at p ≤ .05"
             )
-            panel.legend(loc="upper left", bbox_to_anchor=(0, -0.1), ncols=2)
+            panel.legend(loc="upper left", bbox_to_anchor=(0, -0.13), ncols=3, columnspacing=1, handlelength=1.4)
     return figure
 
 

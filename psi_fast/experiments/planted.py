@@ -35,7 +35,7 @@ SCORES = {"PSI": "log_psi", "S": "S_z", "Q": "Q_z", "D": "D_z"}
 
 def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
     """By the number of meanings: AUROC, share of units found, adjusted Rand index, and the number of clusters found."""
-    with panels(4, width=3.0, height=2.9) as (figure, axes):
+    with panels(4, rows=2, width=3.8, height=2.7) as (figure, axes):
         _draw_auroc(axes[0], table, claims)
         _draw_power(axes[1], table, claims)
         _draw_overlap(axes[2], table, claims)
@@ -188,7 +188,8 @@ def _draw_auroc(panel: "Axes", table: pd.DataFrame, claims: Sequence[Claim]) -> 
     for shift, other, colour in ((-0.06, "mono", COLOURS[0]), (0.06, "random", COLOURS[1])):
         own = [held[f"AUROC PSI, poly{m} / {other}"] for m in sizes]
         _intervals(panel, np.array(sizes) + shift, own, colour, f"from {other}")
-    panel.set(title="AUROC of PSI (dotted: .995)", xlabel="classes of a poly unit", xticks=sizes)
+    panel.set(title="poly units told from others (dotted: .995)", ylabel="AUROC of PSI", xticks=sizes)
+    panel.set_xlabel("classes of a poly unit")
     panel.axhline(0.995, color=GREY, linewidth=0.8, linestyle=":")
     panel.legend(loc="lower right")
 
@@ -201,7 +202,8 @@ def _draw_power(panel: "Axes", table: pd.DataFrame, claims: Sequence[Claim]) -> 
         own = [held[f"{column} <= .05, {kind}"] for kind in kinds]
         _intervals(panel, np.array(sizes) + shift, own, colour, f"{column} ≤ .05", line=False)
     panel.axhline(SIGNIFICANT, color=GREY, linewidth=0.8, linestyle=":")
-    panel.set(title="share of units found", ylim=(-0.02, 1.05), xticks=sizes, xlabel="classes of a unit")
+    panel.set(title="units found polysemantic (dotted: .05)", ylabel="share of units", ylim=(-0.02, 1.05))
+    panel.set(xticks=sizes, xlabel="classes of a unit")
     panel.set_xticklabels(["random", *map(str, sizes[1:])])
     panel.legend(loc="center right")
 
@@ -215,25 +217,33 @@ def _draw_overlap(panel: "Axes", table: pd.DataFrame, claims: Sequence[Claim]) -
         if len(values):
             spread = np.random.default_rng(place).uniform(-0.22, 0.22, len(values))
             panel.plot(place + spread, values, ".", color=COLOURS[5], markersize=2.5, alpha=0.6)
-    own = [next(c for name, c in held.items() if name.endswith(f"adjusted Rand index, {kind}")) for kind in kinds[:-1]]
-    _intervals(panel, np.arange(len(own)), own, COLOURS[0], "mean", line=False)
+    own = {
+        place: held[f"adjusted Rand index, {kind}"]
+        for place, kind in enumerate(kinds)
+        if f"adjusted Rand index, {kind}" in held  # of several layers' merged units there is no mean over all
+    }
+    _intervals(panel, np.array([*own]), [*own.values()], COLOURS[0], "mean", line=False)
     panel.axhline(0.8, color=GREY, linewidth=0.8, linestyle=":")
-    panel.set(title="Rand index of found clusters (dotted: .8)", ylim=(-0.1, 1.05), xlabel="classes of a poly unit")
+    panel.set(title="found and planted clusters (dotted: .8)", ylabel="adjusted Rand index", ylim=(-0.1, 1.05))
+    panel.set_xlabel("classes of a poly unit")
     panel.set_xticks(range(len(kinds)), [names[kind] for kind in kinds])
 
 
 def _draw_clusters(panel: "Axes", table: pd.DataFrame) -> None:
+    import matplotlib
+
     kinds = [kind for kind in dict.fromkeys(table["kind"]) if kind != "channel"]
     ks = sorted(table["k"].unique())
     left = np.zeros(len(kinds))
-    for k, colour in zip(ks, (*COLOURS, "#bbbbbb") * 2, strict=False):
+    shades = matplotlib.colormaps["viridis_r"](np.linspace(0.05, 0.95, len(ks)))
+    for k, colour in zip(ks, shades, strict=True):
         share = np.array([(table[table["kind"] == kind]["k"] == k).mean() for kind in kinds])
         panel.barh(range(len(kinds)), share, left=left, color=colour, label=str(k), height=0.75)
         left += share
     panel.set_yticks(range(len(kinds)), kinds)
     panel.invert_yaxis()
     panel.grid(visible=False)
-    panel.set(title="clusters found", xlabel="share of units", xlim=(0, 1))
+    panel.set(title="number k of clusters found", xlabel="share of units", xlim=(0, 1))
     panel.legend(loc="upper left", bbox_to_anchor=(1, 1), title="k", handlelength=0.8)
 
 

@@ -33,22 +33,27 @@ PAPER = {"text head": "rho .21 when the text head changes", "K": "stable", "k_ma
 
 
 def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
-    """A row a value of a knob: rank correlation with the base value, overlap of the top channels, mean PSI."""
+    """A row a value of a knob: rank correlation with the base value, overlap of the top channels, mean PSI; base's alone."""
     values = table.drop_duplicates(["layer", "knob", "value"])
-    first = values[(values["layer"] == values["layer"].iloc[0]) & ~values["base"]]
-    rows = [(own["knob"], own["value"], own["control"]) for own in first.to_dict("records")]
+    first = values[values["layer"] == values["layer"].iloc[0]]
+    rows = [
+        (own["knob"], own["value"], "base" * own["base"] or "control" * own["control"])
+        for own in first.to_dict("records")
+    ]
     found = {one.name: one for one in claims}
     with panels(3, width=2.6, height=1 + 0.17 * len(rows)) as (figure, axes):
         for number, layer in enumerate(dict.fromkeys(values["layer"])):
-            for place, (knob, value, control) in enumerate(rows):
+            for place, (knob, value, role) in enumerate(rows):
                 base = values[(values["layer"] == layer) & (values["knob"] == knob) & values["base"]]["value"].iloc[0]
                 for panel, what in zip(axes, ("rank correlation", "overlap", "mean PSI"), strict=True):
+                    if role == "base" and what != "mean PSI":
+                        continue  # a value agrees with itself
                     claim = found[_name(layer, knob, value, base, what)]
-                    colour = GREY if control else COLOURS[number % len(COLOURS)]
-                    _dot(panel, place + 0.2 * number, claim, colour, "s" if control else "o")
-            for panel in axes:
-                panel.plot([], [], "o", ms=4, color=COLOURS[number % len(COLOURS)], label=f"layer {layer}")
+                    colour = GREY if role == "control" else COLOURS[number % len(COLOURS)]
+                    _dot(panel, place + 0.2 * number, claim, colour, "s" if role == "control" else "o")
+            axes[0].plot([], [], "o", ms=4, color=COLOURS[number % len(COLOURS)], label=f"layer {layer}")
         _dress(axes, rows)
+        figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
@@ -57,18 +62,20 @@ def _dot(panel: "Axes", place: float, claim: Claim, colour: str, marker: str) ->
     panel.errorbar(value, place, xerr=reach, color=colour, marker=marker, ms=4, lw=1)
 
 
-def _dress(axes: Sequence["Axes"], rows: Sequence[tuple[str, str, bool]]) -> None:
+def _dress(axes: Sequence["Axes"], rows: Sequence[tuple[str, str, str]]) -> None:
     """Names, limits, and lines between knobs."""
-    titles = ("rank correlation with base", "overlap of the top channels", "mean PSI")
-    for panel, title in zip(axes, titles, strict=True):
-        panel.set(title=title, ylim=(len(rows) - 0.4, -0.6), xlim=(0 if title == "mean PSI" else None, 1.02))
+    titles = ("rank correlation with base", "overlap with base's top list", "PSI, mean over channels")
+    labels = ("Spearman's rho, 95 % interval", "share of the list", "PSI, 95 % interval")
+    for panel, title, label in zip(axes, titles, labels, strict=True):
+        low = None if label is labels[0] else -0.02
+        panel.set(title=title, xlabel=label, ylim=(len(rows) - 0.4, -0.6), xlim=(low, 1.03))
+        panel.locator_params(axis="x", nbins=5)
         panel.set_yticks(range(len(rows)), [""] * len(rows))
         for place in range(1, len(rows)):
             if rows[place][0] != rows[place - 1][0]:
                 panel.axhline(place - 0.5, color=GREY, lw=0.5)
-    names = [f"{knob}: {_short(value)}" + " (control)" * control for knob, value, control in rows]
+    names = [f"{knob}: {_short(value)}" + f" ({role})" * bool(role) for knob, value, role in rows]
     axes[0].set_yticks(range(len(rows)), names, fontsize=7)
-    axes[0].legend(loc="lower left", fontsize=7)
 
 
 @experiment(draw)

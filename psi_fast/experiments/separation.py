@@ -29,7 +29,7 @@ def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
                 rows = table[(table["layer"] == layer) & (table["kind"] == kind)]
                 panel.hist(
                     rows["log_psi"], bins=edges, weights=np.full(len(rows), 1 / max(len(rows), 1)), histtype="stepfilled",
-                    alpha=0.35, color=colour, edgecolor=colour, label=f"{kind} ({len(rows)})",
+                    facecolor=(colour, 0.25), edgecolor=colour, linewidth=1.2, label=f"{kind} ({len(rows)})",
                 )  # fmt: skip
             own = [
                 f"{one.name.partition('AUROC ')[2]} {one.value:.3f}"
