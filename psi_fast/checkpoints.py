@@ -13,7 +13,7 @@ from torch import nn
 
 from psi_fast.errors import ModelError
 
-_PROBE_SECONDS = 5.0
+_PROBE_SECONDS = 2.0
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def require_hub_file(
     for filename in filenames:
         if isinstance(huggingface_hub.try_to_load_from_cache(repository, filename, revision=revision or None), str):
             return
-    if huggingface_hub.constants.HF_HUB_OFFLINE or not _answers(huggingface_hub.constants.ENDPOINT):
+    if not hub_in_reach():
         raise hub_error(repository, [fetch] if fetch else filenames, what, instead)
 
 
@@ -125,6 +125,13 @@ def hub_error(
         f"the weights of {what} are not on this machine and cannot be fetched from the model hub ({reason}): "
         f"fetch {' or '.join(filenames)} of {repository} on another machine and give its path as {instead}"
     )
+
+
+def hub_in_reach() -> bool:
+    """Whether the model hub may be asked and answers within a few seconds."""
+    import huggingface_hub
+
+    return not huggingface_hub.constants.HF_HUB_OFFLINE and _answers(huggingface_hub.constants.ENDPOINT)
 
 
 def _answers(url: str) -> bool:

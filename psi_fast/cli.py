@@ -1,6 +1,7 @@
 """The command psi-fast."""
 
 import argparse
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,10 +12,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 import psi_fast
-from psi_fast.config import PSIConfig, read_toml
+from psi_fast.config import PSIConfig, naming, read_toml
 from psi_fast.environment import keep_freed_memory
 from psi_fast.errors import ConfigError, ModelError, PsiFastError, nearest
-from psi_fast.job import Job
+from psi_fast.job import Job, check_input
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments[:1] == ["experiment"]:
             from psi_fast.experiments.commands import experiment_commands
 
-            commands, prog, about = experiment_commands(), "psi-fast experiment", experiment.__doc__
+            commands, prog, about = experiment_commands(), "psi-fast experiment", inspect.getdoc(experiment)
             arguments = arguments[1:]
         if arguments[:1] == ["score"] or prog != "psi-fast":
             arguments = _with_defaults(arguments)
@@ -65,10 +66,13 @@ def _from_file(path: str) -> dict[str, Any]:
     values = read_toml(path)
     settings = list(PSIConfig().to_dict())
     names = [*Job.inputs(), *settings]
-    for name in values:
-        if name not in names:
-            raise ConfigError(f"unknown setting {name!r} in {path}{nearest(name, names)}; see `psi-fast score --help`")
-    PSIConfig.from_dict({name: value for name, value in values.items() if name in settings})
+    with naming(path):
+        for name, value in values.items():
+            if name not in names:
+                raise ConfigError(f"unknown setting {name!r}{nearest(name, names)}; see `psi-fast score --help`")
+            if name not in settings:
+                check_input(name, value)
+        PSIConfig.from_dict({name: value for name, value in values.items() if name in settings})
     return values
 
 
@@ -80,8 +84,6 @@ def _flags(name: str, value: Any) -> list[str]:
     if name == "band":
         return [flag, *map(str, value)]
     values = value if name == "layer" and isinstance(value, list) else [value]
-    if name in Job.inputs() and not all(isinstance(one, (str, int)) for one in values):
-        raise ConfigError(f"{name} must be text, a number, or for layer a list of names, got {value!r}")
     return [part for one in values for part in (flag, str(one))]
 
 

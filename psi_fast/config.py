@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
@@ -115,11 +117,22 @@ class PSIConfig:
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
         """Settings from a TOML file of `field = value` lines; fields left out keep their defaults."""
-        return cls.from_dict(read_toml(path))
+        values = read_toml(path)
+        with naming(path):
+            return cls.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-ready values."""
         return dataclasses.asdict(self)
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Puts the name of a settings file in front of what is wrong with a setting in it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"in {path}: {error}") from error
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from psi_fast.checkpoints import one_line
-from psi_fast.errors import InputError
+from psi_fast.checkpoints import hub_in_reach, one_line
+from psi_fast.errors import InputError, nearest
 from psi_fast.image_trees import EXTENSIONS, file_stamp
 from psi_fast.images import ImageSet
 
@@ -58,7 +58,7 @@ def open_dataset(source: Any) -> ImageSet:
         The package is missing, the dataset cannot be reached or read, lacks the split that is named, has several of which
         none is usual, has no column of images, or has labels in some rows only.
     """
-    package = _package()
+    package = _package(source)
     data = source if is_dataset(source) else _loaded(package, source)
     if isinstance(data, dict):
         data = _usual_split(data, str(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__)
@@ -82,12 +82,12 @@ def open_dataset(source: Any) -> ImageSet:
     return ImageSet(names, read, _stamps(data, column), labels=labels, class_names=classes, warnings=warnings)
 
 
-def _package() -> ModuleType:
+def _package(source: Any) -> ModuleType:
     if importlib.util.find_spec("datasets") is None:
-        raise InputError(
-            'Hugging Face datasets need the package datasets (pip install "psi-fast[datasets]"); '
-            "images may also be a folder or a zip"
-        )
+        install = 'the package datasets (pip install "psi-fast[datasets]")'
+        if isinstance(source, str) and not _lies_here(source):
+            raise InputError(f"{_not_here(source)}; as a dataset of the hub it needs {install}")
+        raise InputError(f"Hugging Face datasets need {install}; images may also be a folder or a zip")
     return importlib.import_module("datasets")
 
 
@@ -121,9 +121,13 @@ def _loaded(package: ModuleType, source: str | os.PathLike[str]) -> Any:
     text = os.fspath(source)
     place, split = _with_split(text)
     path = Path(place)
-    local = path.exists() or path.suffix in FILES
+    local = _lies_here(text)
     if local and not path.exists() and not glob(place, recursive=True):
         raise InputError(f"no file matches {place!r}; check the pattern and its folder")
+    if not local and not _is_cached(package, place) and not hub_in_reach():  # whose client would try for half a minute
+        raise InputError(
+            f"{_not_here(text)}, and as a dataset of the hub it {_UNFETCHED.format('the hub cannot be reached')}"
+        )
     try:
         data = _read(package, place, split)
     except (
@@ -135,8 +139,7 @@ def _loaded(package: ModuleType, source: str | os.PathLike[str]) -> Any:
         if local:
             raise InputError(f"dataset {text!r} cannot be read ({one_line(error)})") from error
         raise InputError(
-            f"there is no file or folder {text!r}, and as a dataset of the hub it cannot be fetched ({one_line(error)}); "
-            "where there is no network, give its parquet files or a folder made by save_to_disk"
+            f"{_not_here(text)}, and as a dataset of the hub it {_UNFETCHED.format(one_line(error))}"
         ) from error
     if split is None:
         return data
@@ -147,6 +150,41 @@ def _loaded(package: ModuleType, source: str | os.PathLike[str]) -> Any:
     if local and str(data.split) != split:
         raise InputError(f"dataset {place!r} is one split alone, not {split!r} of several; leave out @{split}")
     return data
+
+
+_UNFETCHED = (
+    "cannot be fetched ({}); check the path, or where there is no network give the dataset's parquet files or a folder made "
+    "by save_to_disk"
+)
+
+
+def _lies_here(text: str) -> bool:
+    """Whether it names files of this machine, there or not, and no dataset of the hub."""
+    path = Path(_with_split(text)[0])
+    return path.exists() or path.suffix in FILES
+
+
+def _not_here(text: str) -> str:
+    """That no file or folder of this name exists, and where one like it may lie."""
+    path = Path(_with_split(text)[0])
+    while not path.parent.is_dir():
+        path = path.parent
+    beside = nearest(path.name, sorted(own.name for own in path.parent.iterdir()))
+    return (
+        f"there is no file or folder {text!r} in {Path.cwd()}{beside.replace('; nearest:', ', where the nearest is')}"
+    )
+
+
+def _is_cached(package: ModuleType, name: str) -> bool:
+    """Whether an earlier run left the hub's dataset, or its files, in the package's or the hub's cache."""
+    import huggingface_hub
+
+    def bare(folder: str) -> str:
+        return folder.replace("_", "").lower()  # the package splits CamelCase by underscores
+
+    caches = Path(package.config.HF_DATASETS_CACHE), Path(huggingface_hub.constants.HF_HUB_CACHE)
+    kept = {bare(own.name) for cache in caches if cache.is_dir() for own in cache.iterdir()}
+    return bool(kept & {bare(name.replace("/", "___")), bare(f"datasets--{name.replace('/', '--')}")})
 
 
 def _read(package: ModuleType, place: str, split: str | None) -> Any:

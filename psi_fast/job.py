@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -64,6 +64,25 @@ class Job:
         given = {name: getattr(self, name) for name in self.inputs()}
         first = tuple(given.pop(name) for name in ("network", "layer", "images"))
         return first, given | {"config": self.settings, "channels": _channel_slice(self.channels)}
+
+
+def check_input(name: str, value: Any) -> None:
+    """Refuse what a TOML file can give an input of a Job that is of another type."""
+    kind = get_type_hints(Job)[name]
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if get_origin(kind) is Literal:
+        fits, wanted = value in get_args(kind), f"one of {', '.join(get_args(kind))}"
+    elif kind is bool:
+        fits, wanted = isinstance(value, bool), "true or false"
+    elif int in get_args(kind):
+        fits, wanted = number, "a whole number"
+    elif name == "layer":  # those of an nn.Sequential are numbers
+        values = value if isinstance(value, list) else [value]
+        fits, wanted = all(type(one) in (str, int) for one in values), "the name of a layer or a list of names"
+    else:
+        fits, wanted = isinstance(value, str) or (name == "channels" and number), "text"
+    if not fits:
+        raise ConfigError(f"{name} must be {wanted}, got {value!r}")
 
 
 def _channel_slice(text: str | None) -> slice | None:

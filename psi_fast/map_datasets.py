@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from psi_fast.errors import InputError
 from psi_fast.image_trees import reason
@@ -89,6 +89,11 @@ class _Items:
 
 def _length(dataset: Any) -> int:
     kind = type(dataset).__name__
+    if isinstance(dataset, DataLoader):
+        raise InputError(
+            f"images must be a folder, a zip or a map-style Dataset (with len() and [i]), got a {kind}, which gives batches "
+            "in an order of its own; pass its .dataset"
+        )
     if isinstance(dataset, IterableDataset):
         raise InputError(
             f"{kind} is an IterableDataset, whose items have no numbers; pass a map-style Dataset (with len() and [i]), such as "

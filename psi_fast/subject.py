@@ -127,8 +127,9 @@ def open_subject(
         require_pairwise(config)
     where = pick_device(device)
     backend = pick_backend(config.backend, where)
+    names = read_layers(layer)
     network = load_network(model)
-    taps = [ActivationTap(network, name, where) for name in read_layers(layer)]
+    taps = [ActivationTap(network, name, where) for name in names]
     chosen = [read_channels(channels, tap.layer, tap.channels) for tap in taps]
     with bars.stage("open images"):
         source = open_images(

@@ -135,6 +135,10 @@ def _distinct_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def read_layers(layer: str | Sequence[str]) -> list[str]:
     """Names of the layers asked for, at least one and each once."""
     names = [layer] if isinstance(layer, str) else list(layer) if isinstance(layer, Sequence) else []
+    if isinstance(layer, (list, tuple)) and not layer:
+        raise InputError(
+            "no layer is named: give one or more with --layer, as `psi-fast layers --network ...` lists them"
+        )
     if not names or not all(isinstance(name, str) for name in names):
         raise InputError(f"layer must be the name of a layer or a list of names, got {layer!r}")
     if len(set(names)) < len(names):

@@ -1,5 +1,6 @@
 """Hugging Face datasets as images: from files, folders and objects, with their classes."""
 
+import importlib.util
 import io
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import pytest
 import tiny
 from image_helpers import message
 
+from psi_fast import hf_datasets
 from psi_fast.hf_datasets import names_dataset
 from psi_fast.images import open_images
 
 datasets = pytest.importorskip("datasets")
+huggingface_hub = pytest.importorskip("huggingface_hub")
 CLASSES = ["stripes", "squares", "gradient", "noise"]
 
 
@@ -235,14 +238,50 @@ def test_a_hub_out_of_reach_is_one_line(monkeypatch):
         raise ConnectionError("no network\nat all")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr(hf_datasets, "hub_in_reach", lambda: True)
     text = message(open_images, "zh-plus/tiny-imagenet@valid")
     assert "zh-plus/tiny-imagenet@valid" in text
+    assert "(no network at all)" in text
     assert "parquet" in text
+
+
+def test_a_mistyped_folder_is_told_without_asking_the_hub_for_long(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    monkeypatch.setattr(datasets, "load_dataset", None)  # called, this would be a TypeError
+    monkeypatch.setattr(hf_datasets, "hub_in_reach", lambda: False)
+    text = message(open_images, "picture/cats")
+    assert text.startswith(
+        f"there is no file or folder 'picture/cats' in {tmp_path}, where the nearest is 'pictures', and as a"
+    )
+    assert "the hub cannot be reached" in text
+    assert "check the path" in text
+
+
+def test_a_mistyped_folder_without_the_package_is_told_as_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    text = message(open_images, "pictures/cats")
+    assert text.startswith(
+        f"there is no file or folder 'pictures/cats' in {tmp_path}; as a dataset of the hub it needs"
+    )
+
+
+@pytest.mark.parametrize("folder", ["owner___two_words", "datasets--owner--TwoWords"])
+def test_a_dataset_in_a_cache_is_read_without_the_hub(tmp_path, monkeypatch, folder):
+    (tmp_path / folder).mkdir()
+    hub = huggingface_hub.constants
+    for holder, name in ((datasets.config, "HF_DATASETS_CACHE"), (hub, "HF_HUB_CACHE")):
+        monkeypatch.setattr(holder, name, str(tmp_path))
+    monkeypatch.setattr(datasets, "load_dataset", lambda _name, split: made())
+    monkeypatch.setattr(hf_datasets, "hub_in_reach", lambda: False)
+    assert len(open_images("owner/TwoWords")) == 12
 
 
 def test_a_hub_id_and_its_split_reach_the_package(monkeypatch):
     asked = []
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: (asked.append((name, split)), made())[1])
+    monkeypatch.setattr(hf_datasets, "hub_in_reach", lambda: True)
     open_images("zh-plus/tiny-imagenet@valid")
     open_images("zh-plus/tiny-imagenet")
     assert asked == [("zh-plus/tiny-imagenet", "valid"), ("zh-plus/tiny-imagenet", None)]

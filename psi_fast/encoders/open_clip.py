@@ -199,9 +199,11 @@ class OpenClipEncoder:
             return
         if "/" in source or Path(source).suffix in (".pt", ".pth", ".bin", ".safetensors"):
             raise ModelError(f"no checkpoint file {source!r} for {self.name!r}")
+        close = nearest(source, tags)
+        held = f"{len(tags)} published ones{close}" if close else ", ".join(tags) or "no published ones"
         raise ModelError(
-            f"unknown weights in {self.name!r}: {self._arch} has {', '.join(tags) or 'no published ones'}"
-            f"{nearest(source, tags)}; or give a checkpoint's path as open_clip:{self._arch}/PATH"
+            f"unknown weights in {self.name!r}: {self._arch} has {held}; or give a checkpoint's path as "
+            f"open_clip:{self._arch}/PATH"
         )
 
     def _from_folder(self) -> Any:

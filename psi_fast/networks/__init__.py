@@ -82,6 +82,13 @@ def _load(spec: str | nn.Module | Network) -> Network:
         return _FAMILIES[family](spec, rest)
     if colon and family not in _FAMILIES and rest.isidentifier():
         return _from_function(spec, family, rest)
+    known = [
+        f"{name}:{spec}"
+        for name, has in (("torchvision", torchvision.has), ("timm", timm.has))
+        if has(spec.split("@")[0])
+    ]
+    if known:
+        raise ModelError(f"network {spec!r} is not understood without a family; expected {' or '.join(known)}")
     raise ModelError(
         f"network {spec!r} is not understood; expected efficientnet-lite:NAME, torchvision:NAME, timm:NAME, "
         f"transformers:OWNER/NAME or package.module:function{nearest(family, _FAMILIES)}"

@@ -1,5 +1,7 @@
 """timm's networks."""
 
+import importlib
+import importlib.util
 from typing import Any
 
 from torch import nn
@@ -44,6 +46,13 @@ def load(spec: str, rest: str) -> Network:
         "bilinear" if settings["interpolation"] == "bilinear" else "bicubic",
     )
     return named(spec, module, preprocess, weights_name, classes=getattr(module, "num_classes", 0))
+
+
+def has(name: str) -> bool:
+    """Whether timm is installed and has a network of that name."""
+    if importlib.util.find_spec("timm") is None:
+        return False
+    return importlib.import_module("timm").is_model(name.partition(".")[0])
 
 
 def _timm_pretrained(spec: str, name: str, timm: Any) -> nn.Module:

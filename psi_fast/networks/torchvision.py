@@ -45,6 +45,13 @@ def load(spec: str, rest: str) -> Network:
     return named(spec, module, preprocess, weights_name, classes=1000)
 
 
+def has(name: str) -> bool:
+    """Whether torchvision has a classifier of that name."""
+    from torchvision import models
+
+    return name in models.list_models(module=models)
+
+
 def _torchvision_pretrained(spec: str, name: str, weights: Any) -> nn.Module:
     from torchvision import models
 

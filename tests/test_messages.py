@@ -1,0 +1,139 @@
+"""What the command says of common slips: one line with what was expected, what came and what to do."""
+
+import pytest
+import tiny
+import torch
+from image_helpers import message
+from tiny import SETTINGS, one_line, run
+
+import psi_fast
+from psi_fast.config import PSIConfig
+from psi_fast.errors import ConfigError, ModelError
+from psi_fast.images import open_images
+from psi_fast.networks import load_network
+
+
+@pytest.fixture
+def told(pictures, tmp_path, capsys):
+    """The one line that `psi-fast score` ends in on tiny things, with flags changed (None: left out) or added."""
+
+    def call(*more, **changes):
+        flags = {
+            "--network": "tiny:network",
+            "--layer": "2",
+            "--images": pictures,
+            "--encoder": "classifier:tiny:classifier",
+            "--out": tmp_path / "run",
+            "--device": "cpu",
+            **SETTINGS,
+        }
+        flags |= {f"--{name}": value for name, value in changes.items()}
+        given = [part for flag, value in flags.items() if value is not None for part in (flag, value)]
+        assert run("score", *given, *more) == 2
+        assert not (tmp_path / "run").exists()
+        return one_line(capsys)
+
+    return call
+
+
+def test_no_layer(told):
+    text = told(layer=None, network="tiny:none_such")  # told before a network is loaded
+    assert text == (
+        "psi-fast: error: no layer is named: give one or more with --layer, as `psi-fast layers --network ...` lists them"
+    )
+
+
+def test_images_that_are_not_there(told):
+    text = told(images="/nope")
+    assert "no folder or zip at '/nope'" in text
+    assert "check the path" in text
+
+
+def test_an_encoder_of_no_family(told):
+    text = told(encoder="clip:foo")
+    assert "'clip:foo'" in text
+    assert "open_clip:ARCH/TAG" in text
+
+
+def test_a_network_without_its_family_is_told_where_it_is():
+    text = message(load_network, "squeezenet1_1@none", error=ModelError)
+    assert (
+        text
+        == "network 'squeezenet1_1@none' is not understood without a family; expected torchvision:squeezenet1_1@none"
+    )
+
+
+def test_a_network_that_two_families_have():
+    pytest.importorskip("timm")
+    assert message(load_network, "resnet50", error=ModelError).endswith(
+        "expected torchvision:resnet50 or timm:resnet50"
+    )
+    assert message(load_network, "vit_base_patch16_224.mae", error=ModelError).endswith(
+        "expected timm:vit_base_patch16_224.mae"
+    )
+
+
+def test_unknown_weights_of_a_clip_name_the_closest_alone():
+    pytest.importorskip("open_clip")
+    from psi_fast.encoders import load_encoder
+
+    text = message(load_encoder, "open_clip:ViT-B-32/laion2b_s34b", error=ModelError)
+    assert "nearest: 'laion2b_s34b_b79k'" in text
+    assert "commonpool" not in text
+    assert "commonpool" in message(
+        load_encoder, "open_clip:ViT-B-32/zzz", error=ModelError
+    )  # where none is close, all are listed
+
+
+def test_a_loader_is_no_dataset():
+    loader = torch.utils.data.DataLoader(tiny.Pictures(8), batch_size=4)
+    text = message(open_images, loader)
+    assert "got a DataLoader" in text
+    assert "pass its .dataset" in text
+
+
+LINES = {
+    'top_k = "many"': "top_k must be a whole number, got 'many'",
+    "topk = 3": "unknown setting 'topk'; nearest: 'top_k'",
+    "draws = 1": "draws must be at least 2, got 1",
+    'device = "tpu"': "device must be one of auto, cpu, cuda, got 'tpu'",
+    "device = 3": "device must be one of auto, cpu, cuda, got 3",
+    'skip_unreadable = "yes"': "skip_unreadable must be true or false, got 'yes'",
+    "progress = 3": "progress must be true or false, got 3",
+    'max_images = "x"': "max_images must be a whole number, got 'x'",
+    "max_images = true": "max_images must be a whole number, got True",
+    "bank_side = 1.5": "bank_side must be a whole number, got 1.5",
+    "out = 3": "out must be text, got 3",
+    "layer = [true]": "layer must be the name of a layer or a list of names, got [True]",
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_wrong_line_of_a_settings_file_names_file_and_key(told, tmp_path, line):
+    path = tmp_path / "job.toml"
+    path.write_text(line)
+    assert f"in {path}: {LINES[line]}" in told("--config", path)
+
+
+def test_settings_read_in_python_name_their_file(tmp_path):
+    path = tmp_path / "settings.toml"
+    path.write_text("band = 3")
+    assert message(PSIConfig.from_toml, path, error=ConfigError).startswith(f"in {path}: band must be")
+
+
+def test_numbers_name_layers_and_channels_in_a_settings_file(tmp_path, pictures):
+    path = tmp_path / "job.toml"
+    path.write_text("layer = [2]\nchannels = 3\n")
+    given = {"--images": pictures, "--out": tmp_path / "run", **SETTINGS}
+    parts = [part for flag, value in given.items() for part in (flag, value)]
+    assert (
+        run("score", "--config", path, "--network", "tiny:network", "--encoder", "classifier:tiny:classifier", *parts)
+        == 0
+    )
+    assert psi_fast.load(tmp_path / "run").table[["layer", "channel"]].to_numpy().tolist() == [["2", 3]]
+
+
+def test_the_help_of_experiments_is_not_indented(capsys):
+    assert run("experiment", "--help") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "A table, a figure" in line]
+    assert line.startswith("A table")
