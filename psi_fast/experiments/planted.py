@@ -49,7 +49,7 @@ def planted(
     *,
     classifier: str | None = None,
     members: tuple[int, ...] = (2, 3, 4, 5, 6),
-    units: int = 100,
+    units: int = 400,
     unit_patches: int | None = None,
 ) -> Finding:
     """PSI of units whose meanings are known, and the clusters found in them.
@@ -66,7 +66,7 @@ def planted(
     members : sequence of int
         Numbers of classes of the poly units.
     units : int
-        Units of each kind.
+        Units of each kind, or as many different ones as there are.
     unit_patches : int, optional
         Patches of a unit; default: four fifths of the images that a class has, at most the study's `top_k`. With more, a
         unit of one class could not consist of that class.
