@@ -47,6 +47,8 @@ def mine(
     ------
     NotFiniteError
         The network returns a value that is not finite.
+    ModelError
+        The network raises, or a layer's output changes its shape.
     """
     rankings = [
         _Ranking(ids, names, config, tap.positions, tap.device, _asked(tap, ids), labels)

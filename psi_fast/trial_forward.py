@@ -1,6 +1,6 @@
 """A network run once on made-up images: in eval mode, its state as before afterwards, its errors as one clear line."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from psi_fast.checkpoints import one_line
-from psi_fast.errors import ModelError
+from psi_fast.errors import ModelError, PsiFastError
 from psi_fast.forward import name_of
 
 if TYPE_CHECKING:
@@ -37,8 +37,43 @@ def trial_forward(network: "Network", make: Callable[..., torch.Tensor], count: 
         ) from error
 
 
+@contextmanager
+def told(network: "Network", layers: Sequence[str], batch: torch.Tensor) -> Iterator[None]:
+    """Turns whatever the network raises on a batch, while its layers are read, into a ModelError of one line."""
+    try:
+        yield
+    except PsiFastError:  # from a hook
+        raise
+    except Exception as error:
+        where = _raised_in(network, error)
+        raise ModelError(
+            f"{network.name} raised {type(error).__name__} ({one_line(error)}){f' in its module {where!r}' if where else ''} on "
+            f"a batch of {list(batch.shape)} while {'layer' if len(layers) == 1 else 'layers'} {', '.join(layers)} "
+            f"{'was' if len(layers) == 1 else 'were'} read; {late_remedy(error)}"
+        ) from error
+
+
+def late_remedy(error: Exception) -> str:
+    """What to do about an error that a network, or an encoder, raises in the middle of a run."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "lower batch_size, or free memory of the GPU"
+    return "mend its forward, or leave out the images that it cannot take"
+
+
+def _raised_in(network: "Network", error: Exception) -> str:
+    """Name of the innermost of the network's modules that the error came through; empty where that is the network itself."""
+    names = {id(module): name for name, module in network.module.named_modules()}
+    found, frames = "", error.__traceback__
+    while frames is not None:
+        found = names.get(id(frames.tb_frame.f_locals.get("self")), found)
+        frames = frames.tb_next
+    return found
+
+
 def _remedy(network: "Network", error: Exception) -> str:
     """What to do about an error of the network's own."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "free memory of the GPU"
     dtypes = {parameter.dtype for parameter in network.module.parameters() if parameter.is_floating_point()}
     if other := dtypes - {torch.float32}:
         names = " and ".join(sorted(map(name_of, other)))

@@ -142,8 +142,9 @@ class TestTap:
         tap = ActivationTap(net, "conv2", CPU)
         net.module.before.armed = True
         before = state(net)
-        with pytest.raises(LookupError), tap, torch.inference_mode():
+        with pytest.raises(ModelError, match="boom") as caught, tap, torch.inference_mode():
             tap(torch.randn(2, 3, 32, 32))
+        assert isinstance(caught.value.__cause__, LookupError)
         assert_same_state(before, state(net))
         with pytest.raises(ZeroDivisionError), tap:
             raise ZeroDivisionError

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tiny
+import tiny_raising
 import torch
 from image_helpers import message
 from tiny import EFFECTIVE, score
@@ -89,6 +90,38 @@ def test_the_network_is_left_as_it_was_when_a_run_fails(stage):
     text = message(score, network, config=EFFECTIVE, error=psi_fast.PsiFastError, **options)
     assert stage in text or stage == "channels"
     sentinel.check()
+
+
+@pytest.mark.parametrize("patch", ["image", "effective"])  # the latter takes gradients before the images are mined
+def test_a_network_that_raises_in_the_middle_of_a_run_is_named_with_layer_and_reason(patch):
+    network = tiny_raising.late()
+    network.module[0].register_forward_hook(lambda *_: None)
+    for part in network.module.parameters():
+        part.grad = torch.ones_like(part)
+    network.module.train()
+    network.module[1].eval()
+    sentinel = Sentinel(network.module)
+    with pytest.raises(ModelError) as caught:
+        score(network, "5", config=replace(tiny.CONFIG, patch=patch))
+    assert isinstance(caught.value.__cause__, LookupError)
+    assert str(caught.value) == (
+        "tiny raised LookupError (no such entry: 7) in its module '4.0' on a batch of [8, 3, 32, 32] while layer 5 was read; "
+        "mend its forward, or leave out the images that it cannot take"
+    )
+    sentinel.check()
+
+
+def test_an_encoder_that_raises_in_the_middle_of_a_run_is_named_with_the_image():
+    class Late(tiny.TinyEncoder):
+        def encode(self, batch):
+            if len(self.batches) == 2:
+                raise LookupError("no such\nentry")
+            return super().encode(batch)
+
+    with pytest.raises(
+        ModelError, match=r"^embedding: tiny-encoder raised LookupError \(no such entry\).*'picture-\d+'"
+    ):
+        score(encoder=Late())
 
 
 def test_a_network_of_nan_is_named_at_its_image():
