@@ -31,7 +31,8 @@ from psi_fast.crops import distinct_crops, prepared, whole_pixels
 from psi_fast.encoders import load_encoder
 from psi_fast.forward import Pace, step_of
 from psi_fast.image_bank import ImageBank, open_bank
-from psi_fast.images import ImageSet, open_images
+from psi_fast.image_set import ImageSet
+from psi_fast.images import open_images
 from psi_fast.mining import mine
 from psi_fast.networks import Network, load_network
 from psi_fast.preprocess import Preprocess

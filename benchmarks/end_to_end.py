@@ -24,7 +24,8 @@ from PIL import Image, ImageOps
 
 import psi_fast
 from psi_fast.environment import keep_freed_memory, pick_device
-from psi_fast.images import ImageSet, open_images
+from psi_fast.image_set import ImageSet
+from psi_fast.images import open_images
 
 VIT = "ViT-B-32"
 TURNS = [None, *Image.Transpose][:8]

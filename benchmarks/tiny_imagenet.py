@@ -16,7 +16,8 @@ from psi_fast.crops import embed
 from psi_fast.encoders import load_encoder
 from psi_fast.environment import keep_freed_memory
 from psi_fast.image_bank import open_bank
-from psi_fast.images import ImageSet, open_images
+from psi_fast.image_set import ImageSet
+from psi_fast.images import open_images
 from psi_fast.networks import Network, load_network
 from psi_fast.progress import Progress
 from psi_fast.store import fingerprint

@@ -9,7 +9,7 @@ from PIL import Image, ImageStat
 
 from psi_fast.config import PSIConfig
 from psi_fast.errors import ModelError
-from psi_fast.images import ImageSet
+from psi_fast.image_set import ImageSet
 from psi_fast.scores import Scores
 
 DEMO_NETWORK, DEMO_LAYER = "efficientnet-lite:lite0", "_conv_head"

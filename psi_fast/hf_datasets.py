@@ -16,8 +16,8 @@ from PIL import Image
 
 from psi_fast.checkpoints import hub_in_reach, one_line
 from psi_fast.errors import InputError, nearest
+from psi_fast.image_set import ImageSet
 from psi_fast.image_trees import EXTENSIONS, file_stamp
-from psi_fast.images import ImageSet
 
 FILES = (".parquet", ".arrow")
 SAVED = ("dataset_info.json", "dataset_dict.json")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from psi_fast.cache import cache_folder
 from psi_fast.errors import ConfigError, PsiFastError, StoreError
-from psi_fast.images import ImageSet
+from psi_fast.image_set import ImageSet
 from psi_fast.prefetch import prefetch
 from psi_fast.progress import Progress
 from psi_fast.store import fingerprint

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from psi_fast.image_bank import Rows, Squares, from_square, side_for, squared
-from psi_fast.images import ImageSet
+from psi_fast.image_set import ImageSet
 from psi_fast.prefetch import prefetch
 
 STREAM = "stream"

@@ -10,8 +10,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from psi_fast.errors import InputError
+from psi_fast.image_set import ImageSet, readable
 from psi_fast.image_trees import reason
-from psi_fast.images import ImageSet, readable
 from psi_fast.progress import Progress
 
 SAMPLED = 64

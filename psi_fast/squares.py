@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from psi_fast.image_bank import ImageBank, open_bank, require_room
+from psi_fast.image_set import ImageSet
 from psi_fast.image_stream import STREAM, ImageStream, open_stream
-from psi_fast.images import ImageSet
 from psi_fast.progress import Progress
 
 STEP = 64

@@ -19,8 +19,9 @@ from psi_fast.environment import pick_backend, pick_device
 from psi_fast.errors import InputError
 from psi_fast.forward import Pace
 from psi_fast.image_bank import ImageBank, side_for
+from psi_fast.image_set import ImageSet
 from psi_fast.image_stream import ImageStream
-from psi_fast.images import ImageSet, open_images
+from psi_fast.images import open_images
 from psi_fast.networks import Network, load_network
 from psi_fast.progress import Progress
 from psi_fast.results import Bank

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from psi_fast.errors import InputError, nearest
+from psi_fast.image_set import ImageSet
 from psi_fast.image_trees import BROKEN, EXTENSIONS, reason
-from psi_fast.images import ImageSet
 from psi_fast.prefetch import prefetch
 from psi_fast.progress import Progress
 

@@ -7,7 +7,7 @@ from test_study import study as any_study
 from torch import nn
 
 from psi_fast import Network, Preprocess, PSIConfig
-from psi_fast.images import ImageSet
+from psi_fast.image_set import ImageSet
 
 COLOURS = {
     "red": (1, -1, -1),

@@ -9,10 +9,10 @@ from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 from test_study import study
 
-import psi_fast
 from psi_fast.experiments import ablation
 from psi_fast.experiments.ablation import AGAINST, subsets_of, values
 from psi_fast.experiments.null_channels import null_channels
+from psi_fast.image_set import ImageSet
 
 ONE = [{name: 1.0} for name in colours.NAMES] * 2
 TWO = [{first: 1.0, second: 1.0} for first, second in combinations(colours.NAMES, 2)]
@@ -105,7 +105,7 @@ def test_differences_are_those_of_the_table(of_two_colours):
 
 
 def test_without_labels_the_subsets_are_those_of_two_components(tmp_path):
-    images = psi_fast.images.ImageSet(
+    images = ImageSet(
         [f"square-{number}" for number in range(120)],
         lambda name: colours.square(int(name.removeprefix("square-"))),
         [str(number) for number in range(120)],

@@ -20,7 +20,7 @@ from psi_fast.experiments import patch_swap, swap_plan, swaps
 from psi_fast.experiments.patch_swap import CONTROLS, by_decile
 from psi_fast.experiments.swap_plan import plan
 from psi_fast.experiments.swaps import CONDITIONS, Places, Swaps, swapped
-from psi_fast.images import ImageSet
+from psi_fast.image_set import ImageSet
 from psi_fast.receptive_field import Field, boxes
 
 CPU = torch.device("cpu")

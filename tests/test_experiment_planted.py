@@ -22,7 +22,7 @@ from psi_fast.experiments.planted_units import (
     merged_units,
     pure_logits,
 )
-from psi_fast.images import ImageSet
+from psi_fast.image_set import ImageSet
 
 CORNERS = np.array([[r, g, b] for r in (0, 1) for g in (0, 1) for b in (0, 1)])
 EACH = 16

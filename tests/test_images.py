@@ -9,7 +9,8 @@ from image_helpers import message, pack, paint
 from PIL import Image
 
 from psi_fast.errors import ConfigError
-from psi_fast.images import ImageSet, open_images
+from psi_fast.image_set import ImageSet
+from psi_fast.images import open_images
 
 # ---- pixels
 

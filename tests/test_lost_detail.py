@@ -12,7 +12,7 @@ from psi_fast import Preprocess
 from psi_fast.crops import embed, whole_pixels
 from psi_fast.encoders.classifier import ClassifierEncoder
 from psi_fast.image_bank import open_bank
-from psi_fast.images import ImageSet
+from psi_fast.image_set import ImageSet
 from psi_fast.progress import Progress
 
 CPU = torch.device("cpu")

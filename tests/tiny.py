@@ -11,7 +11,7 @@ from torch import nn
 import psi_fast
 from psi_fast import Network, Preprocess, PSIConfig, cli
 from psi_fast.image_bank import open_bank
-from psi_fast.images import ImageSet
+from psi_fast.image_set import ImageSet
 from psi_fast.progress import Progress
 
 PREPROCESS = Preprocess(size=32, resize=32, interpolation="bilinear")

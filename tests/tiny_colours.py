@@ -8,7 +8,7 @@ from tiny import TinyEncoder
 from torch import nn
 
 from psi_fast import Network, Preprocess
-from psi_fast.images import ImageSet
+from psi_fast.image_set import ImageSet
 
 COLOURS = {
     "red": (1, 0, 0),
