@@ -19,6 +19,7 @@ from harness import ROOT, say
 import psi_fast
 from psi_fast.environment import keep_freed_memory
 from psi_fast.experiments import EXPERIMENTS, Study
+from psi_fast.experiments.outcome import Outcome
 
 PAGES = ROOT / "docs" / "results"
 NETWORK, ENCODER = "efficientnet-lite:lite0", "classifier:efficientnet-lite:lite2"
@@ -53,6 +54,12 @@ def study(name: str, options: argparse.Namespace) -> Study:
     )
 
 
+def page(outcome: Outcome, images: str) -> str:
+    """The outcome's summary as docs/results has it: with the figure beside it and the command that made it."""
+    command = f"python benchmarks/findings.py --images {Path(images).name} --out runs/lite0 {outcome.name}"
+    return f"{outcome.summary.replace('figure.svg', f'{outcome.name}.svg')}\n```sh\n{command}\n```\n"
+
+
 def main() -> None:
     """Run, and copy each one's page, claims and figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,8 +79,7 @@ def main() -> None:
         else:
             own = main_study = main_study or study(name, options)
         outcome = EXPERIMENTS[name](own, **OPTIONS.get(name, {}))
-        page = outcome.summary.replace("figure.svg", f"{name}.svg")
-        (PAGES / f"{name}.md").write_text(page, encoding="utf-8")
+        (PAGES / f"{name}.md").write_text(page(outcome, options.images), encoding="utf-8")
         for kept, copy in (("figure.svg", f"{name}.svg"), ("claims.csv", f"{name}.csv")):
             shutil.copyfile(outcome.folder / kept, PAGES / copy)
         say(f"{name}: {time.perf_counter() - start:.0f} s, {len(outcome.claims)} claims; {outcome.folder}")

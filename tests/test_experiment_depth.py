@@ -12,8 +12,9 @@ from test_study import study
 
 from psi_fast.activation_tap import list_layers
 from psi_fast.errors import InputError
-from psi_fast.experiments import depth
+from psi_fast.experiments import Claim, depth
 from psi_fast.experiments.comparisons import difference, trend
+from psi_fast.experiments.depth import _against_random
 from psi_fast.networks import load_network
 
 
@@ -93,6 +94,17 @@ def test_two_meanings_above_one(tmp_path):
     assert "PSI rises" in found.text
     assert "1 go up and 0 go down" in found.text
     assert len(found.figure.axes) == 3
+
+
+def test_layers_above_and_below_random_patches_are_named():
+    name = "{}: AUROC real / random patches"
+    held = {"a": (0.9, 1e-6), "b": (0.2, 1e-4), "c": (0.7, 0.045), "d": (0.5, np.nan)}  # .045 * 3 / 3 is just enough
+    found = {name.format(layer): Claim(name.format(layer), value, p=p) for layer, (value, p) in held.items()}
+    assert "above random patches in a, c and below them in b" in _against_random("abcd", found)
+    assert "1 leave it open" in _against_random("abcd", found)
+    found[name.format("c")] = Claim(name.format("c"), 0.7, p=0.055)
+    assert "above random patches in a and below them in b" in _against_random("abcd", found)
+    assert "in no layer and below them in no layer" in _against_random("d", found)
 
 
 def test_a_vision_transformer_by_its_blocks(tmp_path):

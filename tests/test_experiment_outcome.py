@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+import torch
 from test_study import study
 
 from psi_fast.errors import ConfigError, StoreError
@@ -55,6 +56,10 @@ def test_files_hold_what_was_found(tmp_path):
     assert "| one \\| 1 | 0.500 | 0.250 to 0.750 | 1e-09 | .4 | 3 | by hand |" in summary
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["options"] == {"count": 4}
+    (made,) = (line for line in summary.splitlines() if line.startswith("Made "))
+    assert made.startswith(f"Made {manifest['made']} in {manifest['seconds']['toy-example']:.0f} s")
+    assert f"{manifest['device']['name']}, {torch.get_num_threads()} threads" in made
+    assert f"torch {torch.__version__.partition('+')[0]}" in made
     assert manifest["seconds"]["mining"] > 0
     assert manifest["network"] == "tiny"
     assert rendered(found.figure, "svg") == (folder / "figure.svg").read_bytes()

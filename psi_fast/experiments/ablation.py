@@ -77,7 +77,8 @@ def ablation(study: Study) -> Finding:
             told.append(_told(layer, against, table, differences))
     text = (
         "Which of S, Q and D tell real channels from channels without structure, and does it matter how they are combined? "
-        "Every subset was combined by the *product* of the hats (PSI), their *minimum*, their *mean* and the *largest p*. All "
+        "Channels were ranked by every subset of the components (*SQ*: S and Q), combined in four ways: the *product* of the "
+        "calibrated components (PSI), their *minimum*, their *mean*, and the *largest p* (an intersection-union test). All "
         "AUROCs of a comparison share their bootstrap samples, and so the differences have intervals of their own.\n\n"
         + "\n\n".join(told)
         + "\n\nOne draw of each null stands for all of a rotated-null channel, so that any component that lies far from its "

@@ -110,8 +110,10 @@ def adversarial(
         f"{budget:g} of 255 in a pixel, so that one half moves along and one half against the difference of two concepts in the "
         "encoder's space, while the channel's activation is held. *mixed*: each half has its share of every class; *by class*: "
         "the halves share no class, the stronger attack. Changed pixels are not rounded to whole numbers, which would move the "
-        "activation. Under every condition, before as well, network and encoder see the patches on one path, in float32, and "
-        f"everything is scored with one centre. {' '.join(told)}"
+        "activation. *before*: the patches as they are; *noise*: random changes of the same size. Under every condition, "
+        "before as well, network and encoder see the patches on one path, in float32, and everything is scored with one centre. "
+        "Numbers are means over channels; behind a component's mean is its change since before. "
+        "*Cosine to the patch before* is that of the embeddings.\n\n" + "\n\n".join(told)
     )
     return Finding(pd.concat(tables, ignore_index=True), claims, text)
 
@@ -367,9 +369,10 @@ def _told(claims: Sequence[Claim], table: pd.DataFrame, layer: str) -> str:
         holding = [f"{part}^" for part, hat in hats.items() if hat < 0.5]
         told.append(
             f"Split {name}, PSI {verdict}: {mean_psi.value:.2f} on average; {value[f'PSI >= .5, {name}']:.0%} of channels reach "
-            f".5, {value[f'p <= .05, {name}']:.0%} p <= .05. Below .5 on average "
-            f"{' and '.join(holding) + ' hold' + 's' * (len(holding) == 1) if holding else 'no component holds'} ({parts}); the "
-            f"activation changes by {_moved(value, name)}."
+            f".5, {value[f'p <= .05, {name}']:.0%} p <= .05. On average "
+            f"{' and '.join(holding) or 'no component'} stay{'s' * (len(holding) < 2)} below .5"
+            f"{' and so hold' + 's' * (len(holding) < 2) + ' PSI down' if holding else ''} ({parts}); "
+            f"the activation changes by {_moved(value, name)}."
         )
     return " ".join(told)
 

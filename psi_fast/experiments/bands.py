@@ -102,7 +102,9 @@ def bands(study: Study, *, channel_count: int = 200, shares: tuple[float, ...] =
         f"Is PSI the same for moderate activations? Each channel was scored by its top {study.config.top_k} images, and by as "
         f"many random images out of the {', '.join(_percent(share) for share in shares)} of all images that activate it most. "
         "An *unselective* channel's patches activate it no more than random images would. The bands overlap: all of them "
-        "reach up to the largest activation.\n\n" + "\n\n".join(told)
+        "reach up to the largest activation. *Rank correlation with the top* and *overlap with the top's list*, of the channels "
+        "of largest PSI, hold a band's ranking against the top K's; *less the top's* is the mean difference, channel by channel."
+        "\n\n" + "\n\n".join(told)
     )
     return Finding(pd.concat(tables, ignore_index=True), claims, text)
 

@@ -38,7 +38,7 @@ def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
             if kind < 2:
                 what, column = (("z of D", "D_z"), ("PSI", "psi"))[kind]
                 x, y = rows[f"{column}_classes"], rows[f"{column}_open"]
-                panel.plot(x, y, "o", ms=2.5, alpha=0.5, mew=0, color=COLOURS[0])
+                panel.plot(x, y, "o", ms=2.5, alpha=0.5, mew=0, color=COLOURS[0], rasterized=True)
                 ends = [min(x.min(), y.min()), max(x.max(), y.max())]
                 panel.plot(ends, ends, color="#999999", lw=0.8, ls=":", zorder=1.5)
                 rho = known[f"{layer}: rank correlation of {('D_z', 'PSI')[kind]}"].value

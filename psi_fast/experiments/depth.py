@@ -163,20 +163,41 @@ def _text(layers: list[str], claims: Sequence[Claim], steps: Sequence[Claim]) ->
     psi, random, above = (
         found[f"trend of {what}"] for what in ("PSI", "PSI of random patches", "the percentile among random patches")
     )
-    p = np.array([one.p for one in steps])
-    sure = np.zeros(len(p), bool)
-    sure[np.isfinite(p)] = stats.false_discovery_control(p[np.isfinite(p)]) <= SIGNIFICANT
-    up, down = (sum(one.value * sign > 0 for one in np.array(steps, object)[sure]) for sign in (1, -1))
+    sure = _discoveries(steps)
+    up, down = (sum(one.value * sign > 0 for one in sure) for sign in (1, -1))
     first, last = (found[f"{layer}: mean PSI"] for layer in (layers[0], layers[-1]))
+    reading = (
+        "*Trends* are Kendall's tau-b with the layer's place; a channel's *percentile among random patches* is the share of its "
+        "layer's random-patch channels that have a lower PSI."
+    )
     return (
         f"Does PSI rise with depth? The {len(layers)} layers are in the order of the forward pass. {_moves('PSI', psi)}; its "
         f"mean is {first.value:.3f} in {layers[0]} and {last.value:.3f} in {layers[-1]}. Of {len(steps)} steps from one "
         f"layer to the next, {up} go up and {down} go down at a false discovery rate of .05 (Mann-Whitney).\n\n"
         "Patches grow with depth, and so may whatever random patches score: "
         f"{_moves('the PSI of random-patch channels', random)}. {_moves('The percentile of real channels among them', above)}: "
-        "that is the part that is the channels' own.\n\n"
-        "Channels are the units of all intervals and tests; they belong to one network, so the numbers say nothing about "
-        "other networks."
+        f"that is the part that is the channels' own. {_against_random(layers, found)}\n\n"
+        f"{reading} Channels are the units of all intervals and tests; they belong to one network, so the numbers say "
+        "nothing about other networks."
+    )
+
+
+def _discoveries(claims: Sequence[Claim]) -> list[Claim]:
+    """Those that hold at a false discovery rate of SIGNIFICANT."""
+    tested = [one for one in claims if np.isfinite(one.p)]
+    q = stats.false_discovery_control([one.p for one in tested]) if tested else []
+    return [one for one, own in zip(tested, q, strict=True) if own <= SIGNIFICANT]
+
+
+def _against_random(layers: Sequence[str], found: dict[str, Claim]) -> str:
+    """In which layers real channels are told from random patches, in words."""
+    each = {f"{layer}: AUROC real / random patches": layer for layer in layers}
+    sure = _discoveries([found[name] for name in each])
+    above, below = ([each[one.name] for one in sure if (one.value > 0.5) == up] for up in (True, False))
+    open_ = len(layers) - len(above) - len(below)
+    return (
+        f"Layer by layer, real channels score above random patches in {', '.join(above) or 'no layer'} and below them in "
+        f"{', '.join(below) or 'no layer'} at a false discovery rate of .05 (Mann-Whitney); {open_} leave it open."
     )
 
 

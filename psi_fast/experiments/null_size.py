@@ -13,7 +13,7 @@ from psi_fast.config import PSIConfig, Rotation
 from psi_fast.errors import ConfigError, InputError
 from psi_fast.evaluation import centred_bank, without
 from psi_fast.experiments.figures import COLOURS, GREY, error_bars, panels
-from psi_fast.experiments.null_shapes import Family, families, turned
+from psi_fast.experiments.null_shapes import FREEDOM, Family, families, turned
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.planted_units import merged_units
 from psi_fast.experiments.shelf import content
@@ -285,9 +285,11 @@ def _text(table: pd.DataFrame, claims: Sequence[Claim], config: PSIConfig, null_
         "How often does each null call data significant at 5 % that has no structure, and how often does it find structure that "
         "is there? Every data set is shaped like a channel of this study: as many patches, the mean direction and the covariance "
         "in the tangent space there. *gaussian* is a normal cloud; in *own angles* the angles to the mean are the channel's; "
-        "*Student t* has heavy tails, though no sample lies more than a right angle (or the channel's largest angle) from the "
-        "mean; *all patches* takes mean and covariance of all patches at once. Labels are a channel's, "
-        "shuffled, and each data set is turned at random against the text, so that Q and D have nothing to find either.\n\n"
+        f"*Student t, {FREEDOM}* has the heavy tails of {FREEDOM} degrees of freedom, though no sample lies more than a right "
+        "angle (or the channel's largest angle) from the mean; *all patches* takes mean and covariance of all patches at once. "
+        "Labels are a channel's, shuffled, and each data set is turned at random against the text, so that Q and D have nothing "
+        "to find either.\n\n"
+        "*S marginal* and so on are the kinds of null that S can have (`rotation`).\n\n"
         f"False alarms of the nulls that this study uses:\n\n{lines}\n\n"
         "*D shuffled* asks whether a cluster's own concept is better than a random one; the nearest of many is, whatever the "
         "clusters are, so on turned data it alarms by construction. *D rotated* has the choice in its null.\n\n"

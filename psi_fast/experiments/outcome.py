@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from psi_fast import store
-from psi_fast.environment import versions
+from psi_fast.environment import device_info, versions
 from psi_fast.errors import ConfigError, StoreError
 from psi_fast.experiments.figures import STYLE
 from psi_fast.experiments.statistics import Claim
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TABLE, CSV, CLAIMS, SUMMARY, MANIFEST = "table.parquet", "table.csv", "claims.csv", "summary.md", "manifest.json"
+READING = (
+    "A row of the table is a number with its 95 % interval and, where a question can be asked of it, a p, which is not corrected "
+    "for how many rows there are; *paper* is what arXiv 2508.16950 has; *units* is how many channels, or what else there is one "
+    "of, it comes from; *how* is how interval and p were made. S_z, Q_z and D_z are the components' z against their nulls; "
+    "S_hat, Q_hat and D_hat (S^, Q^, D^) the calibrated components, from 0 to 1, whose product is PSI; q is a channel's p "
+    "corrected over its layer after Benjamini and Hochberg. AUROC is the share of pairs that are ranked rightly, .5 by chance."
+)
+"""What every page says of its table."""
 Options = ParamSpec("Options")
 Draw = Callable[[pd.DataFrame, Sequence[Claim]], "Figure"]
 
@@ -72,15 +80,17 @@ class Outcome(Finding):
             "",
             self.text.strip(),
             "",
+            "![figure](figure.svg)",
+            "",
             *claim_lines(self.claims),
             "",
-            "![figure](figure.svg)",
+            READING,
             "",
         ]
         lines += [f"{about['network']}, {', '.join(about['layers'])}; {about['images']} images of {about['source']};"]
         lines += [f"{about['encoder']}; options {json.dumps(about['options'], sort_keys=True)};"]
         settings = ", ".join(f"{name} {value}" for name, value in about["config"].items())
-        lines += [f"settings: {settings}.", "", *(f"Note: {said}" for said in about["warnings"])]
+        lines += [f"settings: {settings}.", "", _made(about), *(f"\nNote: {said}" for said in about["warnings"])]
         return "\n".join(lines).strip() + "\n"
 
 
@@ -121,6 +131,7 @@ def experiment(
                 "made": store.now(),
                 "claims": len(finding.claims),
                 "images": len(study.subject.images),
+                "device": device_info(study.subject.device),
                 "versions": versions(),
                 "seconds": seconds,
                 "warnings": list(
@@ -202,6 +213,19 @@ def _read(folder: Path, identity: str, name: str, draw: Draw) -> Outcome | None:
         return Outcome(pd.read_parquet(folder / TABLE), claims, manifest.pop("text"), name, folder, manifest, draw)
     except (OSError, ValueError, KeyError, pa.ArrowException):
         return None
+
+
+def _made(about: dict[str, Any]) -> str:
+    """When, how fast and on what."""
+    machine, stages = about["device"], dict(about["seconds"])
+    whole = stages.pop(about["experiment"])
+    longest = ", ".join(f"{stage} {took:.0f} s" for stage, took in stages.items() if took >= 1)
+    threads = f", {machine['threads']} threads" if "threads" in machine else ""
+    held = ", ".join(f"{name} {about['versions'][name]}" for name in ("psi-fast", "python", "torch", "numba"))
+    return (
+        f"Made {about['made']} in {whole:.0f} s{f' ({longest})' * bool(longest)}, not counting what the run folder held already; "
+        f"{machine['name']}{threads}; {held}."
+    )
 
 
 def _plain(value: Any) -> Any:

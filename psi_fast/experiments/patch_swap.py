@@ -295,7 +295,9 @@ def _asked(hosts: str) -> str:
         "to. The swap happens in the network's input, where the host's other pixels stay as they are bit for bit; the channel is "
         "read at the same position before and after. Changes are in standard deviations of the channel's per-image maxima. "
         "Units of the layer's numbers are channels; each channel has paired sign-flip tests over its hosts, corrected over "
-        "channels after Benjamini and Hochberg (columns p and q), and percentile bootstrap intervals over its hosts."
+        "channels after Benjamini and Hochberg (columns p and q of the run's table), and percentile bootstrap intervals over its "
+        "hosts. *Raw* changes are in the activation's own unit; an *effect size* is the mean over channels, divided by the "
+        "standard deviation over channels."
     )
 
 
@@ -314,10 +316,15 @@ def _told(
     for control in CONTROLS:
         one = claims[f"{layer}: rank correlation of aligned minus {control} with PSI"]
         growth.append(f"{one.value:+.2f} over {control} (p = {one.p:.2g})")
+    single = [
+        f"{claims[f'{layer}: share of channels with aligned above {control}, q <= {SIGNIFICANT}'].value:.1%} over {control}"
+        for control in CONTROLS
+    ]
     return (
         f"In {layer}, {count} channels{left} with {len(swaps)} hosts and boxes of {side} of {size} px: aligned patches change "
         f"the activation by {claims[f'{layer}: change, {ALIGNED}'].value:+.3f} sd. Aligned {', '.join(gains)}. Rank correlation "
-        f"of the gain with PSI: {', '.join(growth)}.\n\n" + "\n".join(_decile_lines(by_decile(table)))
+        f"of the gain with PSI: {', '.join(growth)}. Channels whose own gain is sure (q <= {SIGNIFICANT}): "
+        f"{', '.join(single)}.\n\n" + "\n".join(_decile_lines(by_decile(table)))
     )
 
 

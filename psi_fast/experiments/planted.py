@@ -173,12 +173,14 @@ def _text(
         f"images are of one class (as {whose}), one logit a class: {len(purity)} do, with a mean share of {purity.mean():.2f}. "
         "*Merged* units have half of each of two channels' top patches, *channel* is the first of the two alone: a real "
         f"channel, which may mean several things itself. There are {counts}.\n\n"
-        f"AUROC of PSI: {told}.\n\n"
+        f"AUROC of PSI: {told}. Dotted in the figure are the aims, an AUROC of .995 and an index of .8, and the 5 % that p <= "
+        ".05 has by chance.\n\n"
         "The planted clusters are the class whose rank put an image into a poly unit, or the channel a patch was taken from. "
         "q is Benjamini and Hochberg's over the units of one classifier, or over those of one layer. S, Q and D are held "
-        "against the kinds as z. `k as planted` is the share of units in which as many clusters were found as were planted; at "
-        "least two are found in every unit, so for a mono unit this says nothing. Where the two channels of a merged unit mean "
-        "several things each, the clusters are those meanings and not the channels, and the index is low."
+        "against the kinds as z. `p <= .05` and `q <= .05` are shares of units. `k as planted` is the share of units in which as "
+        "many clusters were found as were planted; at least two are found in every unit, so for a mono unit this says nothing. "
+        "Where the two channels of a merged unit mean several things each, the clusters are those meanings and not the channels, "
+        "and the index is low."
     )
 
 
@@ -191,7 +193,7 @@ def _draw_auroc(panel: "Axes", table: pd.DataFrame, claims: Sequence[Claim]) -> 
     panel.set(title="poly units told from others (dotted: .995)", ylabel="AUROC of PSI", xticks=sizes)
     panel.set_xlabel("classes of a poly unit")
     panel.axhline(0.995, color=GREY, linewidth=0.8, linestyle=":")
-    panel.legend(loc="lower right")
+    panel.legend(loc="center right")
 
 
 def _draw_power(panel: "Axes", table: pd.DataFrame, claims: Sequence[Claim]) -> None:
@@ -216,7 +218,7 @@ def _draw_overlap(panel: "Axes", table: pd.DataFrame, claims: Sequence[Claim]) -
         values = numbers(table[table["kind"] == kind], "rand_index")
         if len(values):
             spread = np.random.default_rng(place).uniform(-0.22, 0.22, len(values))
-            panel.plot(place + spread, values, ".", color=COLOURS[5], markersize=2.5, alpha=0.6)
+            panel.plot(place + spread, values, ".", color=COLOURS[5], markersize=2.5, alpha=0.6, rasterized=True)
     own = {
         place: held[f"adjusted Rand index, {kind}"]
         for place, kind in enumerate(kinds)

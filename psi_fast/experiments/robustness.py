@@ -260,5 +260,9 @@ def _text(table: pd.DataFrame, overall: Sequence[Claim], single: Sequence[Claim]
         "correlation is of PSI itself and falls also when all of it shifts. Encoders bring their own concepts; text heads are "
         "compared under the pairwise D, with the encoder's own text as their base. Controls mean nothing, so what they agree "
         "on is owed to what they leave alone (S and Q for concepts, the patches for encoders); they are not in a knob's "
-        "figures.\n\n" + "\n".join(told) + "\n\n" + " ".join(notes)
+        "figures.\n\n" + "\n".join(told) + "\n\n"
+        "*K* is the number of patches of a channel, *k_max* the largest number of clusters, *null of S* its kind, *concepts* a "
+        "share of the concepts drawn at random, *content* a quarter of them that shares none with the other quarters. *With* "
+        "names the base value; *overlap* is the share of the channels of largest PSI there that are so here too.\n\n"
+        + " ".join(notes)
     ).strip()

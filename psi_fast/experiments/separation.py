@@ -73,12 +73,13 @@ def separation(study: Study) -> Finding:
         ]
         told.append(
             f"In {layer}, PSI ranks {claims[-6].value:.1%} of pairs of a real and a rotated-null channel rightly, and "
-            f"{claims[-5].value:.1%} of pairs of a real and a random-patch channel."
+            f"{claims[-5].value:.1%} of pairs of a real and a random-patch channel; random-patch channels come before "
+            f"rotated-null ones in {claims[-4].value:.1%}."
         )
     text = (
         "Does PSI tell a network's channels from channels without structure? *Rotated-null* channels have one draw of each null "
         "in place of their own values; *random-patch* channels are made of random images, which do form clusters that can be "
-        f"named. {' '.join(told)} The second comparison says how much of PSI is the channels' own: whatever random patches "
+        f"named.\n\n{' '.join(told)}\n\nThe second comparison says how much of PSI is the channels' own: whatever random patches "
         "reach is owed to the images and the encoder."
     )
     return Finding(led_by(pd.concat(tables, ignore_index=True), "layer", "kind"), claims, text)
