@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import nn
 
-from psi_fast.attention_heads import HEADS, Heads, find_heads, heads_of
+from psi_fast.attention_heads import HEADS, Heads, find_heads, heads_of, one_a_head
 from psi_fast.errors import ModelError, nearest
 from psi_fast.forward import Pace, autocast, channels_last, in_slices, name_of
 from psi_fast.trial_forward import frozen, moved, told, trial_forward
@@ -47,7 +47,8 @@ class ActivationTap:
     g * g <= T with at most 8 tokens in front of it is the grid; without one every token stands for the whole image.
     In a vector [B, C] there is one position. A map whose two equal sides are axes 1 and 2 (Swin's [B, H, W, C]) is
     read with the channel last; it cannot be told from [B, C, H, W] when C = H = W. Tokens behind the patch
-    tokens, and attention maps [B, heads, T, T] (read as maps with one channel per head), are not recognised.
+    tokens are not recognised. What an attention module holds for each head, queries [B, heads, T, d] or maps
+    [B, heads, T, T], has no positions and is refused.
 
     The layer `NAME#heads` is the heads of the attention module NAME as tokens [B, T, heads]: how much head h writes into
     the residual stream at a token, the Euclidean norm of W_h z_h with z_h the head's output and W_h its columns of the
@@ -105,8 +106,9 @@ class ActivationTap:
                 "`psi-fast layers` lists them"
             )
         if not self._heads and layer not in modules:
+            known = [name + HEADS for name, part in modules.items() if heads_of(part)] if "#" in layer else modules
             raise ModelError(
-                f"layer {layer!r} not found in {network.name}{nearest(layer, modules)}; list layers with `psi-fast layers`"
+                f"layer {layer!r} not found in {network.name}{nearest(layer, known)}; list layers with `psi-fast layers`"
             )
         self.network = network
         self.layer = layer
@@ -195,10 +197,11 @@ class ActivationTap:
                 "column `calls` of `psi-fast layers`"
             )
         output = seen[0]
-        if refused := _refused(output, 2):
+        if refused := _refused(output, 2, self.layer, self.network.module):
+            heads = f", or {self.layer}{HEADS} for its heads" if not self._heads and heads_of(self._target) else ""
             raise ModelError(
                 f"{where} gives {refused}, expected one floating-point tensor [2, C, H, W], [2, T, C] or [2, C] for 2 images; "
-                "choose another layer, or one inside it"
+                f"choose another layer, or one inside it{heads}"
             )
         shape = tuple(output.shape[1:])
         return shape, layout_of(shape)
@@ -286,7 +289,7 @@ def list_layers(network: "Network") -> list[LayerInfo]:
         if name in found:
             found[name] = replace(found[name], calls=found[name].calls + 1)
         elif tensor is not None:
-            shape, refused = tuple(tensor.shape[1:]), _refused(output, 1)
+            shape, refused = tuple(tensor.shape[1:]), _refused(output, 1, name, network.module)
             found[name] = LayerInfo(name, kind, shape, 0 if refused else layout_of(shape).channels, 1, refused)
 
     def record(name: str, module: nn.Module) -> Callable[..., None]:
@@ -374,15 +377,17 @@ def _gives(network: "Network", name: str, output: torch.Tensor, result: torch.Te
     )
 
 
-def _refused(output: Any, count: int) -> str:
-    """What is wrong with a layer's output for `count` images; empty when it can be tapped."""
+def _refused(output: Any, count: int, layer: str, module: nn.Module) -> str:
+    """What is wrong with the output of `layer` in `module` for `count` images; empty when it can be tapped."""
     if not isinstance(output, torch.Tensor):
         return f"a {type(output).__name__}"
     if not output.is_floating_point():
         return f"whole numbers ({name_of(output.dtype)})" if output.dtype != torch.bool else "truth values (bool)"
     if not 2 <= output.ndim <= 4:
         return f"{output.ndim} dimensions"
-    return "" if len(output) == count else f"{len(output)} rows for {count} image{'s'[: count > 1]}"
+    if len(output) != count:
+        return f"{len(output)} rows for {count} image{'s'[: count > 1]}"
+    return "a matrix for each head" if one_a_head(tuple(output.shape[1:]), layer, module) else ""
 
 
 def _first_tensor(output: Any) -> torch.Tensor | None:

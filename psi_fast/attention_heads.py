@@ -105,12 +105,33 @@ def heads_of(module: nn.Module) -> Heads | None:
 
     That is: it has a number of heads, and a linear layer whose input is the heads' outputs, one head behind the other.
     """
-    count = next((own for name in _COUNTS if isinstance(own := getattr(module, name, None), int)), 0)
+    count = _count(module)
     for name in _PROJECTIONS if count else ():
         projection = getattr(module, name, None)
         if isinstance(projection, nn.Linear) and projection.in_features % count == 0:
             return Heads(module, count, projection)
     return None
+
+
+def heads_count(module: nn.Module) -> int:
+    """How many heads an attention module has, also one whose heads psi_fast cannot read; 0 for any other module."""
+    named = "attention" in type(module).__name__.lower()  # blocks keep that number too
+    return _count(module) if named or heads_of(module) else 0
+
+
+def one_a_head(shape: tuple[int, ...], layer: str, network: nn.Module) -> bool:
+    """Whether an output of this `shape` [A, B, C] is a matrix for each head, as queries and keys within an attention are."""
+    if len(shape) != 3:
+        return False
+    parts = layer.split(".")
+    around = (network.get_submodule(".".join(parts[:count])) for count in range(1, len(parts)))
+    counts = {heads_count(module) for module in around} - {0}
+    first, second, last = shape
+    return (first in counts and first != second) or (second in counts and second not in (first, last))
+
+
+def _count(module: nn.Module) -> int:
+    return next((own for name in _COUNTS if isinstance(own := getattr(module, name, None), int)), 0)
 
 
 def _attended(

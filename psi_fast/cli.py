@@ -118,6 +118,8 @@ def layers(
 ) -> None:
     """List a network's layers: name, type, output shape, channels, and how often each runs in one forward pass.
 
+    Of a network with MLPs or attention it says below which of them hold the neurons, the residual stream and the heads.
+
     Args:
         network: As for `psi-fast score`.
         layer: List this layer alone; give it again for more.
@@ -132,10 +134,12 @@ def layers(
     from psi_fast.present import show_layers
     from psi_fast.progress import Progress
     from psi_fast.receptive_field import measure_fields
+    from psi_fast.unit_names import unit_layers
 
     where = pick_device(device)
     loaded = load_network(network)
     listed = list_layers(loaded)
+    units = None if layer else unit_layers(loaded.module, listed)
     if layer:
         held = {one.name: one for one in listed}
         if unknown := [name for name in layer if name not in held]:
@@ -143,11 +147,8 @@ def layers(
                 f"layer {unknown[0]!r} is not listed for {loaded.name}{nearest(unknown[0], held)}; leave --layer out for all"
             )
         listed = [one for one in listed if one.name in layer]
-    if not fields:
-        show_layers(listed)
-        return
-    measured = measure_fields(loaded, [one.name for one in listed], where, Progress(progress))
-    show_layers(listed, measured)
+    names = [one.name for one in listed]
+    show_layers(listed, measure_fields(loaded, names, where, Progress(progress)) if fields else None, units)
 
 
 def show(folder: Annotated[Path, tyro.conf.Positional], *, count: int = 15) -> None:

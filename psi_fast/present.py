@@ -1,6 +1,6 @@
 """Results as tables on the terminal."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,11 +97,14 @@ def show_outcome(outcome: "Outcome") -> None:
 
 
 def show_layers(
-    layers: Iterable[LayerInfo], fields: Mapping[str, tuple[Field | None, Field | None]] | None = None
+    layers: Sequence[LayerInfo],
+    fields: Mapping[str, tuple[Field | None, Field | None]] | None = None,
+    units: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Print name, type, output shape and channels (or why there are none) of each layer, in the order of execution.
 
-    Its fields are added where given.
+    Its fields are added where given. Below stand the layers of each kind of unit, as `unit_layers` finds them, and what it
+    means that some run more than once.
     """
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("layer", "type", "output"):
@@ -113,7 +116,23 @@ def show_layers(
         measured = () if fields is None else map(_field, fields[layer.name])
         channels = escape(layer.refused) if layer.refused else str(layer.channels)
         table.add_row(escape(layer.name), layer.type, shape, channels, str(layer.calls), *measured)
-    _console().print(table)
+    console = _console()
+    console.print(table)
+    for kind, names in (units or {}).items():
+        console.print(escape(f"{kind}: {names[0]}" + f" to {names[-1]} ({len(names)} layers)" * (len(names) > 1)))
+    if several := [layer.name for layer in layers if layer.calls > 1]:
+        console.print(escape(_run_again(several)))
+
+
+def _run_again(layers: Sequence[str]) -> str:
+    """What to do about layers that run more than once."""
+    who, them = f"{layers[0]} runs", "it"
+    if len(layers) > 1:
+        who, them = f"{layers[0]} and {len(layers) - 1} more run", "them"
+    return (
+        f"calls: {who} several times in one forward pass, at different places of the network, and so cannot be scored; take "
+        f"the layer that runs before {them}, or the block around {them}"
+    )
 
 
 def show_environment() -> None:

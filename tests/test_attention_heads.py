@@ -8,7 +8,7 @@ from tiny import SMALL, Boom, Tokens, attention_network, seeded
 from torch import nn
 
 from psi_fast.activation_tap import ActivationTap, JointTap, list_layers
-from psi_fast.attention_heads import HEADS, find_heads
+from psi_fast.attention_heads import HEADS, find_heads, one_a_head
 from psi_fast.errors import ModelError
 from psi_fast.networks import Network
 from psi_fast.receptive_field import boxes, measure_field
@@ -231,6 +231,42 @@ def test_attention_over_maps():
     assert "1#heads" not in [layer.name for layer in list_layers(network)]
 
 
+def test_matrices_of_the_heads_are_no_maps():
+    """Queries [B, heads, T, d] and attention maps [B, heads, T, T]."""
+    vision = pytest.importorskip("timm.models.vision_transformer")
+    network = Network(
+        vision.VisionTransformer(img_size=32, patch_size=8, embed_dim=WIDTH, depth=1, num_heads=COUNT), SMALL, "vit"
+    )
+    network.module.blocks[0].attn.fused_attn = False
+    layers = {layer.name: layer for layer in list_layers(network)}
+    for part, shape in (("q_norm", (COUNT, 17, 8)), ("k_norm", (COUNT, 17, 8)), ("attn_drop", (COUNT, 17, 17))):
+        own = layers[f"blocks.0.attn.{part}"]
+        assert (own.shape, own.channels, own.refused) == (shape, 0, "a matrix for each head"), part
+        with pytest.raises(ModelError, match="gives a matrix for each head, expected"):
+            ActivationTap(network, own.name, CPU)
+    refused = [name for name, layer in layers.items() if layer.refused]
+    assert refused == [f"blocks.0.attn.{part}" for part in ("q_norm", "k_norm", "attn_drop")]
+
+
+@pytest.mark.parametrize(
+    ("shape", "one"),
+    [
+        ((2, 16, 3), True),  # heads, tokens
+        ((16, 2, 3), True),  # tokens, heads
+        ((2, 4, 4), True),
+        ((2, 2, 6), False),  # a map of 2 x 2
+        ((6, 2, 2), False),
+        ((6, 4, 4), False),
+        ((16, 6), False),
+    ],
+)
+def test_which_shapes_are_a_matrix_for_each_head(shape, one):
+    attention = nn.MultiheadAttention(6, 2)
+    attention.inside = nn.Identity()
+    assert one_a_head(shape, "0.inside", nn.Sequential(attention)) == one
+    assert not one_a_head(shape, "0", nn.Sequential(attention))
+
+
 class Turned(nn.Module):
     """Attention with a mask, or with tokens in front, as `how` says."""
 
@@ -286,6 +322,14 @@ def test_layers_without_heads(layer, message):
     network, _ = made("timm")
     with pytest.raises(ModelError, match=message):
         ActivationTap(network, layer, CPU)
+
+
+def test_errors_that_lead_to_the_heads():
+    network = attention_network()
+    with pytest.raises(ModelError, match="gives a tuple.* or 2.self_attn#heads for its heads$"):
+        ActivationTap(network, "2.self_attn", CPU)
+    with pytest.raises(ModelError, match="nearest: '2.self_attn#heads'; list"):
+        ActivationTap(network, "2.self_attn#head", CPU)
 
 
 def test_networks_without_heads(net):

@@ -80,6 +80,35 @@ def test_layers_of_some_names_measures_no_others(capsys, monkeypatch):
     assert "nearest: '2.linear" in one_line(capsys)
 
 
+def test_layers_names_neurons_residual_units_and_heads(capsys):
+    assert run("layers", "--network", "tiny:attention_network") == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = ["neurons of MLPs: 2.dropout", "units of the residual stream: 2", "attention heads: 2.self_attn#heads"]
+    assert lines[-3:] == told
+    assert run("layers", "--network", "tiny:attention_network", "--layer", "2") == 0
+    assert "neurons" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        ("tiny:Net", "calls: relu runs several times .* before it, or the block around it"),
+        (
+            "torchvision:resnet18@none",
+            "calls: layer1.0.relu and 7 more run several .* before them, or the block around them",
+        ),
+    ],
+)
+def test_layers_says_of_those_that_run_twice_what_to_take(capsys, network, said):
+    assert run("layers", "--network", network) == 0
+    assert re.search(f"{said}$", " ".join(capsys.readouterr().out.split()))
+
+
+def test_layers_that_run_once_need_no_word(capsys):
+    assert run("layers", "--network", "tiny:network") == 0
+    assert "calls:" not in capsys.readouterr().out
+
+
 def test_layers_of_an_unknown_network_is_one_line(capsys):
     assert run("layers", "--network", "efficientnet-lite:lite00") == 2
     assert "'lite0'" in one_line(capsys)
