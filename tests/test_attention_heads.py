@@ -326,9 +326,9 @@ def test_layers_without_heads(layer, message):
 
 def test_errors_that_lead_to_the_heads():
     network = attention_network()
-    with pytest.raises(ModelError, match="gives a tuple.* or 2.self_attn#heads for its heads$"):
+    with pytest.raises(ModelError, match=r"gives a tuple.* or 2.self_attn#heads for its heads$"):
         ActivationTap(network, "2.self_attn", CPU)
-    with pytest.raises(ModelError, match="nearest: '2.self_attn#heads'; list"):
+    with pytest.raises(ModelError, match=r"nearest: '2.self_attn#heads'; list"):
         ActivationTap(network, "2.self_attn#head", CPU)
 
 
