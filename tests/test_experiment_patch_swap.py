@@ -385,3 +385,11 @@ def test_the_command_takes_its_options(tmp_path, pictures, capsys):
     table = pd.read_csv(tmp_path / "run" / "experiments" / "patch-swap" / "table.csv")
     assert table["channel"].nunique() == 2
     assert (table["hosts"] <= 3).all()
+
+
+def test_few_channels_beat_nothing(tmp_path):
+    found = patch_swap(study(tmp_path), channel_count=4, host_count=3)
+    gains = [one for one in found.claims if "aligned minus" in one.name and one.how.endswith("sign flips, two-sided")]
+    assert any(one.low > 0 for one in gains)
+    assert all(one.p >= 2 / 2**4 for one in gains)  # all that four channels can give
+    assert "beats" not in found.text

@@ -12,7 +12,7 @@ from test_study import study
 from torch import nn
 
 from psi_fast import Network
-from psi_fast.errors import ConfigError, ModelError
+from psi_fast.errors import ConfigError, InputError, ModelError
 from psi_fast.experiments import planted, survey
 from psi_fast.experiments.planted_units import (
     adjusted_rand,
@@ -157,7 +157,7 @@ def test_rand_index_is_scikit_learns():
     assert adjusted_rand(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 0])) == 1
 
 
-def test_merged_channels_share_no_image(tmp_path):
+def test_merged_channels_share_no_image(tmp_path, monkeypatch):
     own = colours(tmp_path)
     units = merged_units(own, "0", 4, 12, np.random.default_rng(0))
     top = own.top("0", own.with_changes(top_k=12))
@@ -182,6 +182,9 @@ def test_merged_channels_share_no_image(tmp_path):
         np.testing.assert_array_equal(boxes, small.boxes("0", places))
     same = replace(top, images=np.tile(top.images[:1], (8, 1)))
     assert disjoint_pairs(same, 6, 4, np.random.default_rng(0)).shape == (0, 2)
+    monkeypatch.setattr(small, "top", lambda *_: same)
+    with pytest.raises(InputError, match="no two live channels of 0 have 6 top images each without one in common"):
+        merged_units(small, "0", 4, 12, np.random.default_rng(0))
 
 
 def test_the_forward_pass_is_kept(tmp_path, monkeypatch):

@@ -310,7 +310,8 @@ def _told(
     gains = []
     for control in CONTROLS:
         one = claims[f"{layer}: aligned minus {control}"]
-        verdict = "beats" if one.low > 0 else "falls below" if one.high < 0 else "is not told from"
+        clear = one.p <= SIGNIFICANT  # an interval of few channels may leave out 0 all the same
+        verdict = "beats" if clear and one.low > 0 else "falls below" if clear and one.high < 0 else "is not told from"
         gains.append(f"{verdict} {control} ({one.value:+.3f}, p = {one.p:.2g})")
     growth = []
     for control in CONTROLS:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from psi_fast.activation_tap import ActivationTap, final_linear
-from psi_fast.errors import ConfigError, ModelError
+from psi_fast.errors import ConfigError, InputError, ModelError
 from psi_fast.experiments.study import Study
 from psi_fast.experiments.survey import survey
 from psi_fast.networks import load_network
@@ -143,10 +143,20 @@ def merged_units(study: Study, layer: str, count: int, patches: int, rng: np.ran
     """Up to `count` units of the top patches of two channels each, half and half; and the first channel of each pair alone.
 
     No channel is in two pairs, and no image in both halves. `patches` is even.
+
+    Raises
+    ------
+    InputError
+        There is no such pair.
     """
     half = patches // 2
     top = study.top(layer, study.with_changes(top_k=patches))
     pairs = disjoint_pairs(top, half, count, rng)
+    if not len(pairs):
+        raise InputError(
+            f"no two live channels of {layer} have {half} top images each without one in common, so none can be merged; give "
+            "more images or fewer patches, or choose another layer"
+        )
     places = study.boxes(layer, top.positions)
     first, second = pairs.T
     halves = np.repeat([0, 1], half)
