@@ -15,6 +15,7 @@ import psi_fast
 from psi_fast.config import PSIConfig, naming, read_toml
 from psi_fast.environment import keep_freed_memory
 from psi_fast.errors import ConfigError, ModelError, PsiFastError, nearest
+from psi_fast.flags import read_flags
 from psi_fast.job import Job, check_input
 
 
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             arguments = arguments[1:]
         if arguments[:1] == ["score"] or prog != "psi-fast":
             arguments = _with_defaults(arguments)
-        tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=about, args=arguments)
+        read_flags(commands, arguments, prog=prog, about=about)()
     except PsiFastError as error:
         print(f"psi-fast: error: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from error
@@ -46,10 +47,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _with_defaults(arguments: list[str]) -> list[str]:
     """The arguments of a job with --preset or --config FILE.toml as flags in front of the others, which override them."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--preset")
     parser.add_argument("--config")
-    found, rest = parser.parse_known_args(arguments)
+    try:
+        found, rest = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error.argument_name} needs a value, got fewer; see `psi-fast score --help`") from error
     if found.preset and found.config:
         raise ConfigError("give either --preset or --config, not both")
     values = _from_file(found.config) if found.config else {}

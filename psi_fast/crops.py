@@ -77,7 +77,7 @@ def embed(
     result: torch.Tensor | None = None
     with torch.inference_mode(), closing(batches), progress.bar("embedding", len(crops), "crop") as bar:
         for rows, pixels in batches:
-            with _told(encoder, names[images[rows[0]]]):
+            with _told(encoder, names[int(images[rows[0]])]):
                 part = encoder.encode(pixels).float().cpu()
             bad = torch.nonzero(~torch.isfinite(part).all(1) | (part == 0).all(1))
             if len(bad):

@@ -9,6 +9,7 @@ from tiny import SETTINGS, one_line, run
 import psi_fast
 from psi_fast.config import PSIConfig
 from psi_fast.errors import ConfigError, ModelError
+from psi_fast.flags import in_one_line
 from psi_fast.images import open_images
 from psi_fast.networks import load_network
 
@@ -131,6 +132,88 @@ def test_numbers_name_layers_and_channels_in_a_settings_file(tmp_path, pictures)
         == 0
     )
     assert psi_fast.load(tmp_path / "run").table[["layer", "channel"]].to_numpy().tolist() == [["2", 3]]
+
+
+JOB = ("--network", "x", "--layer", "y", "--images", "z", "--encoder", "e", "--out", "o")
+FLAGS = {  # arguments -> the line
+    ("score", *JOB, "--top-k", "many"): "expected --top-k INT, got 'many'; see `psi-fast score --help`",
+    ("score", *JOB, "--top-k", "1.5"): "expected --top-k INT, got '1.5'; see `psi-fast score --help`",
+    ("score", *JOB, "--max-images", "x"): "expected --max-images INT, got 'x'; see `psi-fast score --help`",
+    ("score", *JOB, "--band", "a", "b"): "expected --band FLOAT FLOAT, got 'a', 'b'; see `psi-fast score --help`",
+    (
+        "score",
+        *JOB,
+        "--patch",
+        "foo",
+    ): "expected --patch {effective,theoretical,cell,image}|FLOAT, got 'foo'; see `psi-fast",
+    (
+        "score",
+        *JOB,
+        "--device",
+        "gpu",
+    ): "--device must be one of auto, cpu, cuda, got 'gpu'; nearest: 'cpu'; see `psi-fast",
+    ("score", *JOB, "--text-nll", "rotated"): "unknown --text-nll; nearest: --text-null; see `psi-fast score --help`",
+    ("score", *JOB, "more"): "unknown more; see `psi-fast score --help`",
+    ("score", *JOB, "--seed"): "--seed needs a value, got fewer; see `psi-fast score --help`",
+    ("score", "--config"): "--config needs a value, got fewer; see `psi-fast score --help`",
+    ("score",): "psi-fast score needs --network, --images, --encoder, --out; see `psi-fast score --help`",
+    (
+        "layers",
+        "--netwrk",
+        "x",
+    ): "psi-fast layers needs --network; unknown --netwrk; nearest: '--network'; see `psi-fast",
+    ("show",): "psi-fast show needs PATH; see `psi-fast show --help`",
+    ("show", "x", "--count", "few"): "expected --count INT, got 'few'; see `psi-fast show --help`",
+    (
+        "shw",
+        "x",
+    ): "expected one of score, experiment, layers, show, demo, env, got 'shw'; nearest: 'show'; see `psi-fast --help`",
+    (): "expected one of {score, experiment, layers, show, demo, env}; see `psi-fast --help`",
+    (
+        "experiment",
+        "ablation",
+        *JOB,
+        "--draws",
+        "x",
+    ): "expected --draws INT, got 'x'; see `psi-fast experiment ablation --help`",
+}
+
+
+@pytest.mark.parametrize("arguments", FLAGS, ids=lambda arguments: " ".join(arguments[-2:]))
+@pytest.mark.parametrize("columns", [80, 45])
+def test_wrong_flags_end_in_one_line(capsys, monkeypatch, arguments, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert run(*arguments) == 2
+    assert one_line(capsys).startswith(f"psi-fast: error: {FLAGS[arguments]}")
+
+
+def test_an_unknown_experiment_is_told_with_those_there_are(capsys):
+    assert run("experiment", "seperation", *JOB) == 2
+    text = one_line(capsys)
+    assert "expected one of separation, ablation, " in text
+    assert "got 'seperation'; nearest: 'separation'" in text
+
+
+def test_a_box_of_another_kind_is_told_as_it_is():
+    rows = (
+        "╭─ Odd ───────────╮",
+        "│ \x1b[1mSomething\x1b[0m is │",
+        "│ odd here.      │",
+        "│ ────────────── │",
+        "│ Run x --help │",
+        "╰────────────────╯",
+    )
+    box = "\n".join(rows)
+    assert in_one_line(box) == "something is odd here"
+
+
+def test_an_error_of_the_command_itself_is_no_error_of_its_flags(monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("not of a flag")
+
+    monkeypatch.setattr(psi_fast, "load", broken)
+    with pytest.raises(ValueError, match="not of a flag"):
+        run("show", "x")
 
 
 def test_the_help_of_experiments_is_not_indented(capsys):
