@@ -18,6 +18,7 @@ from psi_fast.checkpoints import hub_in_reach, one_line
 from psi_fast.errors import InputError, nearest
 from psi_fast.image_set import ImageSet
 from psi_fast.image_trees import EXTENSIONS, file_stamp
+from psi_fast.vocabulary import numbered
 
 FILES = (".parquet", ".arrow")
 SAVED = ("dataset_info.json", "dataset_dict.json")
@@ -260,4 +261,4 @@ def _labels(package: ModuleType, data: Any, image: str) -> tuple[np.ndarray | No
     if column in classes:
         return np.asarray(values, dtype=np.int64), list(classes[column].names), []
     keys, labels = np.unique(values, return_inverse=True)
-    return labels, [str(key) for key in keys], []
+    return labels, [str(key) if kinds == {str} else numbered(key) for key in keys], []

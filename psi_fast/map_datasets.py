@@ -2,17 +2,19 @@
 
 import operator
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 
 from psi_fast.errors import InputError
 from psi_fast.image_set import ImageSet, readable
 from psi_fast.image_trees import reason
 from psi_fast.progress import Progress
+from psi_fast.vocabulary import numbered
 
 SAMPLED = 64
 """Items that are read at once: a Dataset that cannot be used is told early, and one whose items differ from its `targets`."""
@@ -21,7 +23,8 @@ SAMPLED = 64
 def open_items(dataset: Any, skip_unreadable: bool, progress: Progress) -> ImageSet:
     """The items of a Dataset, in its order; its fingerprint tells names and labels, not pixels.
 
-    Labels come from `targets` where the items agree with it, also through a `Subset`; else every item is read for its own.
+    Labels come from `targets` where the items agree with it, also through a `Subset` or `ConcatDataset`; else every item is read
+    for its own. Names of classes come from `classes`, unless the items number them in another way.
 
     Parameters
     ----------
@@ -45,16 +48,20 @@ def open_items(dataset: Any, skip_unreadable: bool, progress: Progress) -> Image
     count = min(len(images), SAMPLED)
     for i in range(count):
         images.load(i * len(images) // count)
-    labels = _labels(images, items, _targets(dataset), progress)
+    targets = _targets(dataset)
+    labels = _labels(images, items, targets, progress)
     if labels is None:
         return images
+    names = [] if _renumbered(dataset, items, targets) else _classes(dataset)
     values, labels = np.unique(labels, return_inverse=True)
+    known = values.min() >= 0 and values.max() < len(names)
     return ImageSet(
         images.names,
         items.image,
         [""] * len(images),
         labels=labels,
-        class_names=[str(value) for value in values],
+        class_names=[names[value] if known else numbered(value) for value in values],
+        class_keys=[str(value) for value in values],
         warnings=images.warnings,
         lasting=False,
     )
@@ -117,8 +124,7 @@ def _labels(images: ImageSet, items: _Items, targets: np.ndarray | None, progres
         if set(seen.values()) != {None}:
             raise InputError("some items have a label and some have none; give all of them one, or none")
         return None
-    # A target_transform makes items differ from `targets`; the items are what counts.
-    if targets is not None and all(targets[int(name)] == label for name, label in seen.items()):
+    if targets is not None and _agree(items, targets):
         return targets[[int(name) for name in images.names]]
     rest = [i for i, name in enumerate(images.names) if name not in seen]
     with progress.bar("reading labels", len(rest), "img") as bar:
@@ -137,11 +143,47 @@ def _targets(dataset: Any) -> np.ndarray | None:
         if isinstance(dataset, Subset):
             held = _targets(dataset.dataset)
             return None if held is None else held[np.asarray(dataset.indices, dtype=np.int64)]
+        if isinstance(dataset, ConcatDataset):
+            parts = [_targets(part) for part in dataset.datasets]
+            return None if any(part is None for part in parts) else np.concatenate(parts)
         values = np.asarray(getattr(dataset, "targets", None))
     except (TypeError, ValueError, IndexError):  # lists of another kind, which the items then decide over
         return None
     whole = values.dtype.kind in "iu" and values.shape == (len(dataset),)
     return values.astype(np.int64) if whole else None
+
+
+def _agree(items: _Items, targets: np.ndarray) -> bool:
+    """Whether the items read so far have the labels of `targets`; a target_transform makes them differ, and items count."""
+    return all(targets[int(name)] == label for name, label in items.labels.items())
+
+
+def _renumbered(dataset: Any, items: _Items, targets: np.ndarray | None) -> bool:
+    """Whether the items' labels need not be places in the Dataset's list of classes."""
+    if targets is not None:
+        return not _agree(items, targets)
+    return any(getattr(part, "target_transform", None) is not None for part in _held(dataset))
+
+
+def _held(dataset: Any) -> Iterator[Any]:
+    """The Datasets that this one is made of."""
+    if isinstance(dataset, Subset):
+        yield from _held(dataset.dataset)
+    elif isinstance(dataset, ConcatDataset):
+        for part in dataset.datasets:
+            yield from _held(part)
+    else:
+        yield dataset
+
+
+def _classes(dataset: Any) -> list[str]:
+    """Names of the classes by number, synonyms joined; none where the Dataset lists none, or its parts differ."""
+    lists = [getattr(part, "classes", None) for part in _held(dataset)]
+    first = lists[0]
+    if not isinstance(first, (list, tuple)) or any(own != first for own in lists):
+        return []
+    names = [", ".join(name) if isinstance(name, (list, tuple)) else name for name in first]
+    return names if all(isinstance(name, str) for name in names) else []
 
 
 def _parts(item: Any, name: str) -> tuple[Any, Any]:

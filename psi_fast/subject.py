@@ -29,7 +29,7 @@ from psi_fast.squares import open_squares, require_squares, with_content
 from psi_fast.text_banks import concept_bank, head_bank
 from psi_fast.trial import choose_pace
 from psi_fast.validation import read_channels, read_layers, require_pairwise
-from psi_fast.vocabulary import Vocabulary, load_vocabulary
+from psi_fast.vocabulary import Vocabulary, is_numbered, load_vocabulary
 
 SETTINGS_WITHOUT_EFFECT = ("batch_size", "backend")
 """Fields of PSIConfig that change speed and memory alone."""
@@ -91,7 +91,7 @@ class Subject:
             return bank, said
         rows, more = head_bank(head, names, self.fingerprints["text head"], self.device, bars)
         said = [*said, *head.warnings, *more]
-        if all(name == f"class {index}" for index, name in enumerate(names)):
+        if all(map(is_numbered, names)):
             said.append(
                 f"{encoder.name} does not know its classes' names, and {head.name} was given 'class 0', 'class 1', ...: D "
                 "says nothing about them; use an encoder that names its concepts"

@@ -22,6 +22,7 @@ from psi_fast.image_set import ImageSet
 from psi_fast.image_trees import BROKEN, EXTENSIONS, reason
 from psi_fast.prefetch import prefetch
 from psi_fast.progress import Progress
+from psi_fast.vocabulary import numbered
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 """File endings taken for shards; the compressed ones for the sake of their error message."""
@@ -324,7 +325,7 @@ def _classes(
     if listing is None:
         keys = sorted(set(known), key=int if numbers else str)
         index = {key: i for i, key in enumerate(keys)}
-        return np.array([index[label] for label in known]), keys, keys
+        return np.array([index[label] for label in known]), [numbered(key) for key in keys] if numbers else keys, keys
     try:
         listed = [line.strip() for line in listing.read_text(encoding="utf-8").rstrip().splitlines()]
     except BROKEN as error:

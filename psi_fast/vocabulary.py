@@ -1,6 +1,7 @@
 """Concept names that a text encoder turns into the concept bank."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -107,6 +108,16 @@ def imagenet_names() -> list[str]:
     for index, name in _SAYS_WHICH.items():
         names[index] = name
     return names
+
+
+def numbered(number: int | str) -> str:
+    """What a class is called of which only the number is known."""
+    return f"class {number}"
+
+
+def is_numbered(name: str) -> bool:
+    """Whether `numbered` gave the name, which then tells nothing of the class."""
+    return re.fullmatch(r"class -?\d+", name) is not None
 
 
 def _parse(text: str, source: str) -> tuple[tuple[str, ...], tuple[str, ...] | None]:

@@ -84,6 +84,7 @@ def test_classes_are_matched_by_name_synonym_and_key():
     assert class_concepts(["Cat, true cat"], ["x"], ["true cat", "CAT"]) == [[0, 1]]
     assert class_concepts(["jack-o'-lantern"], ["x"], ["jack o lantern", "jack-o-lantern"]) == [[0, 1]]
     assert class_concepts(["", ","], ["", ""], ["", "!"]) == [[], []]
+    assert class_concepts(["class 3", "first class"], ["3", "x"], ["class 3", "3", "first class"]) == [[], [2]]
 
 
 def test_a_text_head_goes_with_its_concepts():

@@ -63,7 +63,8 @@ def test_every_form_gives_images_and_classes(tmp_path, form):
 
 
 @pytest.mark.parametrize(
-    ("labels", "names"), [("names", sorted(CLASSES)), ("numbers", ["0", "10", "20", "30"]), (None, None)]
+    ("labels", "names"),
+    [("names", sorted(CLASSES)), ("numbers", ["class 0", "class 10", "class 20", "class 30"]), (None, None)],
 )
 def test_other_label_columns(labels, names):
     images = open_images(made(labels=labels))
@@ -71,7 +72,7 @@ def test_other_label_columns(labels, names):
     if names is None:
         assert images.labels is None
     else:
-        values = [CLASSES[i % 4] if labels == "names" else str(10 * (i % 4)) for i in range(12)]
+        values = [CLASSES[i % 4] if labels == "names" else f"class {10 * (i % 4)}" for i in range(12)]
         assert [names[label] for label in images.labels] == values
 
 

@@ -9,7 +9,7 @@ import tiny
 import torch
 from image_helpers import message
 from PIL import Image
-from torch.utils.data import Subset
+from torch.utils.data import ConcatDataset, Subset
 
 from psi_fast import store
 from psi_fast.errors import StoreError
@@ -83,7 +83,8 @@ def test_targets_spare_a_pass_over_the_dataset(kind):
     dataset = Counting(kind([i % 3 * 10 for i in range(500)]))
     images = open_images(dataset)
     assert images.labels.tolist() == [i % 3 for i in range(500)]
-    assert images.class_names == images.class_keys == ["0", "10", "20"]
+    assert images.class_names == ["class 0", "class 10", "class 20"]
+    assert images.class_keys == ["0", "10", "20"]
     assert dataset.reads < 200
 
 
@@ -107,7 +108,7 @@ def test_items_decide_when_a_subset_changes_them():
             return [self[index] for index in indices]
 
     images = open_images(Relabelled(Counting([i % 3 * 10 for i in range(500)]), range(90)))
-    assert images.class_names == ["7", "17", "27"]
+    assert images.class_names == ["class 7", "class 17", "class 27"]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,82 @@ def test_items_decide_when_a_subset_changes_them():
 def test_items_decide_when_targets_do_not_fit(targets):
     images = open_images(Counting(targets, shift=1))
     assert images.labels.tolist() == [i % 3 for i in range(500)]
-    assert images.class_names == ["1", "11", "21"]
+    assert images.class_names == ["class 1", "class 11", "class 21"]
+
+
+class Named(Counting):
+    """A Dataset of three classes with names; `shift` is what its target_transform adds."""
+
+    def __init__(self, classes, targets=True, shift=0):
+        super().__init__([i % 3 for i in range(500)], shift)
+        self.classes = classes
+        self.target_transform = (lambda label: label + shift) if shift else None
+        if not targets:
+            del self.targets
+
+    def __getitem__(self, index):
+        image, _ = super().__getitem__(index)
+        return image, index % 3 + self.shift
+
+
+ANIMALS = ["cat", "dog", "owl", "never seen"]
+
+
+@pytest.mark.parametrize("targets", [True, False])
+@pytest.mark.parametrize(
+    "wrap", [lambda own: own, lambda own: Subset(own, range(90)), lambda own: ConcatDataset([own, own])]
+)
+def test_names_of_classes_are_the_datasets_own(wrap, targets):
+    images = open_images(wrap(Named(ANIMALS, targets)))
+    assert images.class_names == ["cat", "dog", "owl"]
+    assert images.class_keys == ["0", "1", "2"]
+    assert images.labels[:6].tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_targets_are_found_through_joined_datasets():
+    dataset = Named(ANIMALS)
+    images = open_images(ConcatDataset([dataset, Subset(dataset, range(2, 90))]))
+    assert images.labels.tolist() == [i % 3 for i in (*range(500), *range(2, 90))]
+    assert dataset.reads <= 64
+
+
+def test_synonyms_are_joined():
+    names = [("tench", "Tinca tinca"), ("goldfish",), ("shark", "white shark")]
+    assert open_images(Named(names)).class_names == ["tench, Tinca tinca", "goldfish", "shark, white shark"]
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        Named(["cat", "dog"]),
+        Named([0, 1, 2]),
+        Named("owl"),
+        ConcatDataset([Named(ANIMALS), Named(ANIMALS[::-1])]),
+        ConcatDataset([Named(ANIMALS), Counting([0] * 500)]),
+    ],
+    ids=["too few", "numbers", "text", "two lists", "one list"],
+)
+def test_lists_that_name_no_classes(dataset):
+    assert open_images(dataset).class_names[0] == "class 0"
+
+
+@pytest.mark.parametrize("targets", [True, False])
+def test_a_target_transform_leaves_the_names_behind(targets):
+    assert open_images(Named(ANIMALS, targets, shift=1)).class_names == ["class 1", "class 2", "class 3"]
+
+
+def test_labels_in_the_table_of_patches():
+    class Pictures(Named):
+        def __getitem__(self, index):
+            return tiny.picture(index), index % 3
+
+    for classes, names in ((ANIMALS, {"cat", "dog", "owl"}), (None, {"class 0", "class 1", "class 2"})):
+        found = tiny.score(images=Subset(Pictures(classes), range(40))).patches
+        assert set(found["label"]) == names
+        assert all(
+            names and label == sorted(names)[int(image) % 3]
+            for image, label in zip(found["image"], found["label"], strict=True)
+        )
 
 
 @pytest.mark.parametrize("label", [3, np.int32(3), torch.tensor(3)], ids=["int", "numpy", "tensor"])

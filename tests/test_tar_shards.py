@@ -79,7 +79,7 @@ def test_every_form_gives_images_and_classes(shards, form):
     count = 5 if form == "one" else COUNT
     assert images.names == [f"shard-{i // 5:03}.tar/{i:03}.png" for i in range(count)]
     assert images.labels.tolist() == [i % 4 for i in range(count)]
-    assert images.class_names == ["0", "1", "2", "3"]
+    assert images.class_names == [f"class {i}" for i in range(4)]
     assert images.lasting
     assert images.warnings == []
     for i in range(count):
@@ -99,9 +99,9 @@ def test_scores_are_those_of_the_same_images_in_a_folder(pictures, tmp_path, ban
 @pytest.mark.parametrize(
     ("members", "names"),
     [
-        ([{"json": {"label": i % 3, "width": 4}} for i in range(6)], ["0", "1", "2"]),
-        ([{"json": {"cls": f"{5 * (i % 3)}"}} for i in range(6)], ["0", "5", "10"]),
-        ([{"cls": 9 - i % 3, "json": {"label": "other"}} for i in range(6)], ["7", "8", "9"]),
+        ([{"json": {"label": i % 3, "width": 4}} for i in range(6)], ["class 0", "class 1", "class 2"]),
+        ([{"json": {"cls": f"{5 * (i % 3)}"}} for i in range(6)], ["class 0", "class 5", "class 10"]),
+        ([{"cls": 9 - i % 3, "json": {"label": "other"}} for i in range(6)], ["class 7", "class 8", "class 9"]),
         ([{"cls": ["dog", "cat", "émeu"][i % 3]} for i in range(6)], ["cat", "dog", "émeu"]),
         ([{"json": {"width": 4}, "txt": "3"} for _ in range(6)], None),
     ],

@@ -10,7 +10,7 @@ from psi_fast.errors import ModelError
 from psi_fast.forward import Pace, channels_last, fast_precision, name_of
 from psi_fast.networks import Network, load_network
 from psi_fast.progress import Progress
-from psi_fast.vocabulary import Vocabulary
+from psi_fast.vocabulary import Vocabulary, numbered
 
 
 class ClassifierEncoder:
@@ -62,7 +62,7 @@ class ClassifierEncoder:
         """
         rows = self._network.module.get_parameter(f"{self._layer}.weight").detach()
         rows = rows.flatten(1).float().cpu().clone()  # a 1 x 1 convolution's are [P, d, 1, 1]
-        names = self._network.class_names or [f"class {index}" for index in range(len(rows))]
+        names = self._network.class_names or [numbered(index) for index in range(len(rows))]
         if vocabulary is not None and vocabulary.concepts != tuple(names):
             raise ModelError(
                 f"{self.name} has no text tower: its concepts are its own {len(names)} classes, so vocabulary "

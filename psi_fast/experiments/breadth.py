@@ -16,6 +16,7 @@ from psi_fast.experiments.statistics import Claim, paired, pooled, rank_correlat
 from psi_fast.experiments.study import Study
 from psi_fast.experiments.tables import led_by
 from psi_fast.results import Bank
+from psi_fast.vocabulary import is_numbered
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,7 +96,7 @@ def breadth(study: Study) -> Finding:
 def class_concepts(names: Sequence[str], keys: Sequence[str], concepts: Sequence[str]) -> list[list[int]]:
     """Which of the concepts [P] each class is, by its name, else its key, else its synonyms; empty for none.
 
-    Case, spaces, hyphens, underscores and other marks do not count.
+    Case, spaces, hyphens, underscores and other marks do not count. A class of which only the number is known is none of them.
     """
     whole: dict[str, list[int]] = {}
     parts: dict[str, list[int]] = {}
@@ -105,6 +106,9 @@ def class_concepts(names: Sequence[str], keys: Sequence[str], concepts: Sequence
                 held.setdefault(spelling, []).append(number)
     found = []
     for name, key in zip(names, keys, strict=True):
+        if is_numbered(name):
+            found.append([])
+            continue
         exact = whole.get(_plain(name)) or parts.get(_plain(key)) or []
         found.append(exact or sorted({number for own in _synonyms(name) for number in parts.get(own, [])}))
     return found

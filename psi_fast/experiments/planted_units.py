@@ -13,6 +13,7 @@ from psi_fast.experiments.survey import survey
 from psi_fast.networks import load_network
 from psi_fast.results import TopPatches
 from psi_fast.trial import choose_pace
+from psi_fast.vocabulary import numbered
 
 PURE = 0.5
 """Share of a logit's top images that one class must have, for the logit to stand for that class."""
@@ -80,7 +81,7 @@ def class_logits(study: Study, classifier: str | None) -> Logits:
         found = survey(own, study.squares, study.shelf, study.bars, study.said)[layer]
     preprocess, side = network.preprocess, study.squares.side
     box = preprocess.to_image(np.array([0.0, 0.0, preprocess.size, preprocess.size]), np.array([side, side]))
-    names = network.class_names or [f"class {index}" for index in range(tap.channels)]
+    names = network.class_names or [numbered(index) for index in range(tap.channels)]
     return Logits(found.maxima.cpu().numpy(), list(names), layer, box)
 
 
