@@ -14,6 +14,7 @@ from psi_fast import store
 from psi_fast.activation_tap import ActivationTap
 from psi_fast.config import PSIConfig
 from psi_fast.encoders import Encoder, load_encoder
+from psi_fast.encoders.classifier import ClassifierEncoder
 from psi_fast.encoders.text_head import TextHead, load_text_head
 from psi_fast.environment import pick_backend, pick_device
 from psi_fast.errors import InputError
@@ -144,6 +145,8 @@ def open_subject(
         encoder = load_encoder(encoder).to(where)
         head = None if text_head is None else load_text_head(text_head).to(where)
         words = None if vocabulary is None else load_vocabulary(vocabulary)
+        if words is not None and isinstance(encoder, ClassifierEncoder):
+            encoder.require_own(words)  # here, since a Dataset is decoded before the concepts are
     side = side_for(source, max(network.preprocess.resize, encoder.preprocess.resize), bank_side)
     require_squares(source, bank, side)
     decoded = None

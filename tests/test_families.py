@@ -8,6 +8,7 @@ import torch
 from tiny import CONFIG, PREPROCESS, Tokens, attention_network, score, seeded
 from torch import nn
 
+from psi_fast.activation_tap import ActivationTap
 from psi_fast.networks import Network, load_network
 
 CELL = replace(CONFIG, patch="cell")
@@ -22,6 +23,17 @@ def of_torchvision():
 def of_timm(name, **settings):
     timm = pytest.importorskip("timm")
     return timm.create_model(name, pretrained=False, img_size=32, **settings)
+
+
+def torchvision_resnet():
+    from torchvision.models.resnet import BasicBlock, ResNet
+
+    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=5)
+
+
+def timm_convnext():
+    timm = pytest.importorskip("timm")
+    return timm.create_model("convnext_atto", pretrained=False, depths=(1, 1, 1, 1), dims=(8, 12, 16, 20))
 
 
 def timm_vit():
@@ -40,7 +52,11 @@ CASES = [
     (timm_vit, "blocks.1.attn#heads", 3, 17),
     (timm_vit, "head", 1000, 1),
     (timm_swin, "layers.0", 12, 256),
+    (timm_convnext, "stages.1.blocks.0.mlp.act", 48, 16),
     (of_torchvision, "encoder.layers.encoder_layer_1.self_attention#heads", 2, 17),
+    (of_torchvision, "encoder.layers.encoder_layer_1.mlp.1", 40, 17),
+    (torchvision_resnet, "layer2", 128, 16),
+    (torchvision_resnet, "fc", 5, 1),
     ("vit", "layers.1.mlp.fc1", 40, 17),
     ("vit", "layers.1", 24, 17),
     ("vit", "layers.1.attention#heads", 3, 17),
@@ -65,12 +81,26 @@ def test_every_family_and_kind_of_unit(tmp_path, family, layer, channels, positi
     model = made(family, tmp_path)
     asked = min(channels, 5)
     scores = score(model, layer, config=CELL, channels=slice(asked))
+    tap = ActivationTap(model, layer, torch.device("cpu"))
+    assert (tap.channels, tap.positions) == (channels, positions)
     table = scores.table
     assert list(table["channel"]) == list(range(asked))
     assert table["psi"].between(0, 1).all(), table[["psi", "flags"]]
     boxes = np.stack(scores.patches["box"])
     whole = (boxes[:, 2:] - boxes[:, :2]).min(1) >= 32
     assert whole.all() if positions == 1 else not whole.all()
+
+
+def test_a_module_as_it_comes():
+    """No spec and no Network: fed by its own attribute, its layers of several kinds read in one pass."""
+    module = seeded(timm_vit).train()
+    module.preprocess = PREPROCESS
+    layers = ["blocks.1", "blocks.1.mlp.act", "blocks.0.attn#heads", "head"]
+    scores = score(module, layers, config=CELL, channels=slice(3))
+    assert list(scores.table["layer"]) == [layer for layer in layers for _ in range(3)]
+    assert scores.manifest["network"] == "VisionTransformer"
+    assert module.training
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
 class Only(nn.Module):

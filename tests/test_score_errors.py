@@ -77,6 +77,32 @@ def test_the_network_is_left_as_it_was():
     sentinel.check()
 
 
+@pytest.mark.parametrize("layers", [["0"], ["2", "0"]])
+def test_no_image_goes_behind_the_last_layer_that_is_read(layers):
+    runs = []
+    for count in (24, 40):
+        network = tiny.conv_network(boom := tiny.Boom())
+        score(network, layers, tiny.image_set(count), config=EFFECTIVE)
+        runs.append(boom.runs)
+    assert runs[0] == runs[1] <= 2 * len(layers)  # made-up images alone, when the layers are looked at
+    boom.armed = True
+    with pytest.raises(LookupError):
+        network.module(torch.zeros(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("layers", [["2.self_attn#heads", "0"], ["4", "2"]])
+def test_a_transformer_is_left_as_it_was(layers):
+    network = tiny.attention_network()
+    network.module.train()
+    network.module[2].norm1.eval()
+    network.module[4].weight.requires_grad_(False)
+    network.module[0].weight.grad = torch.ones_like(network.module[0].weight)
+    sentinel = Sentinel(network.module)
+    for patch in ("theoretical", "effective"):
+        score(network, layers, config=replace(tiny.CONFIG, patch=patch))
+    sentinel.check()
+
+
 @pytest.mark.parametrize("stage", ["mining", "embedding", "layer", "channels"])
 def test_the_network_is_left_as_it_was_when_a_run_fails(stage):
     network = disturbed(tiny.poisoned_network() if stage == "mining" else tiny.network())
@@ -145,6 +171,26 @@ def test_an_unknown_layer_or_device_is_an_error():
     assert "nearest: '2'" in message(score, layer="22", error=ModelError)
     assert "'layr1'" in message(score, layer="layr1", error=ModelError)
     assert "tpu" in message(score, device="tpu", error=ConfigError)
+
+
+def test_a_vocabulary_that_a_classifier_cannot_embed_is_told_before_images_are_decoded():
+    read = []
+
+    class Pictures:
+        targets = tuple(i % 4 for i in range(200))
+
+        def __len__(self):
+            return 200
+
+        def __getitem__(self, index):
+            read.append(index)
+            return tiny.picture(index), index % 4
+
+    text = message(
+        score, images=Pictures(), encoder="classifier:tiny:classifier", vocabulary="imagenet", error=ModelError
+    )
+    assert "no text tower: its concepts are its own 7 classes, so vocabulary 'imagenet'" in text
+    assert len(read) <= 64  # a look at some
 
 
 def test_an_object_that_is_no_encoder_is_an_error():

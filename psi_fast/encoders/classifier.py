@@ -60,15 +60,24 @@ class ClassifierEncoder:
         ModelError
             When `vocabulary` asks for other concepts than the classes.
         """
+        if vocabulary is not None:
+            self.require_own(vocabulary)
         rows = self._network.module.get_parameter(f"{self._layer}.weight").detach()
         rows = rows.flatten(1).float().cpu().clone()  # a 1 x 1 convolution's are [P, d, 1, 1]
-        names = self._network.class_names or [numbered(index) for index in range(len(rows))]
-        if vocabulary is not None and vocabulary.concepts != tuple(names):
+        return self._names(), rows
+
+    def require_own(self, vocabulary: Vocabulary) -> None:
+        """Raises a ModelError when `vocabulary` asks for other concepts than the classes, in their order."""
+        names = self._names()
+        if vocabulary.concepts != tuple(names):
             raise ModelError(
                 f"{self.name} has no text tower: its concepts are its own {len(names)} classes, so vocabulary "
                 f"{vocabulary.name!r} cannot be embedded; leave the vocabulary out or use an open_clip encoder"
             )
-        return names, rows
+
+    def _names(self) -> list[str]:
+        classes = self._network.module.get_parameter(f"{self._layer}.weight").shape[0]
+        return self._network.class_names or [numbered(index) for index in range(classes)]
 
     def fingerprint(self) -> str:
         """sha256 (hex) over the network's weights and preprocess."""
