@@ -15,7 +15,7 @@ from rich.table import Table
 from psi_fast.activation_tap import LayerInfo
 from psi_fast.environment import device_info, packages
 from psi_fast.receptive_field import Field
-from psi_fast.scores import Scores
+from psi_fast.scores import Scores, few_draws
 
 if TYPE_CHECKING:
     from psi_fast.experiments.outcome import Outcome
@@ -75,6 +75,8 @@ def show_scores(scores: Scores, folder: Path, count: int = 15) -> None:
     )
     for warning in manifest["warnings"]:
         console.print(f"warning: {escape(warning)}")
+    for hint in few_draws(scores.table, manifest["config"]["draws"]):
+        console.print(f"hint: {escape(hint)}")
     console.print(f"results: {escape(str(folder))}")
 
 

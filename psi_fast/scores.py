@@ -93,6 +93,24 @@ def cautions(table: pd.DataFrame, draws: int) -> list[str]:
     return found
 
 
+def few_draws(table: pd.DataFrame, draws: int) -> list[str]:
+    """Of each layer without a significant channel: that some have the smallest p that so few draws can give, if they do.
+
+    Corrected for the layer's other channels, that p is too large; more draws could tell.
+    """
+    found = []
+    for layer, own in table.groupby("layer", sort=False):
+        scored, lowest = int(own["p"].notna().sum()), int((own["p"] <= 1 / (draws + 1) * (1 + 1e-9)).sum())
+        if draws < 20 or not lowest or (own["q"] < 0.05).any():  # below 20, `cautions` says so
+            continue
+        found.append(
+            f"no channel of {layer} is significant with {draws} draws: {lowest} of {scored} have the smallest p there is, "
+            f"1/{draws + 1}, which is q = {scored / lowest / (draws + 1):.2g} among so many; take at least "
+            f"{20 * scored // lowest} draws"
+        )
+    return found
+
+
 def tabulate(
     patches: PatchEmbeddings,
     clusters: Clusters,

@@ -8,7 +8,7 @@ import pytest
 from scipy import special, stats
 
 from psi_fast.calibration import calibrate, combine, discovery_rate, percentile
-from psi_fast.scores import cautions
+from psi_fast.scores import cautions, few_draws
 
 NAN = float("nan")
 
@@ -96,3 +96,30 @@ def test_cautions_name_what_keeps_channels_from_being_significant():
     assert cautions(table[1:3], draws=20) == []
     (alone,) = cautions(table[1:3].assign(components="SD"), draws=20)
     assert alone.startswith("PSI is made of S and D alone, as there are no labels")
+
+
+def drawn(lowest, scored, draws, layer="a"):
+    """A layer's table of `scored` channels, `lowest` of them with the smallest p, and one that has none."""
+    p = np.r_[np.full(lowest, 1 / (draws + 1)), np.full(scored - lowest, 0.5), NAN]
+    return pd.DataFrame({"layer": layer, "p": p, "q": discovery_rate(p)})
+
+
+def test_too_few_draws_for_so_many_channels_are_told_with_the_number_that_is_enough():
+    (said,) = few_draws(drawn(7, 500, 99), draws=99)
+    assert said == (
+        "no channel of a is significant with 99 draws: 7 of 500 have the smallest p there is, 1/100, which is q = 0.71 among "
+        "so many; take at least 1428 draws"
+    )
+    assert not (drawn(7, 500, 1427)["q"] < 0.05).any()
+    assert (drawn(7, 500, 1428)["q"] < 0.05).sum() == 7
+
+
+@pytest.mark.parametrize(("lowest", "scored", "draws"), [(7, 500, 1428), (0, 500, 99), (25, 100, 99), (5, 50, 10)])
+def test_enough_draws_are_not_told(lowest, scored, draws):
+    assert few_draws(drawn(lowest, scored, draws), draws) == []
+
+
+def test_draws_are_told_for_each_layer():
+    table = pd.concat([drawn(25, 100, 99, "a"), drawn(3, 100, 99, "b")])
+    (said,) = few_draws(table, draws=99)
+    assert "of b is" in said

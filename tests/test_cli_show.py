@@ -200,3 +200,17 @@ def test_a_reader_that_has_enough_causes_no_traceback(finished, what):
     process.stderr.close()
     process.wait(timeout=120)
     assert err == ""
+
+
+def test_too_few_draws_are_told_beside_a_run(pictures, tmp_path, capsys):
+    given = {**SETTINGS, "--draws": "21", "--images": pictures, "--out": tmp_path / "run", "--device": "cpu"}
+    parts = [part for pair in given.items() for part in pair]
+    job = ("--network", "tiny:network", "--layer", "2", "--encoder", "classifier:tiny:classifier")
+    assert run("score", *job, *parts) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    table = psi_fast.load(tmp_path / "run").table
+    lowest = int((table["p"] == table["p"].min()).sum())
+    assert table["p"].min() == 1 / 22
+    assert (
+        f"hint: no channel of 2 is significant with 21 draws: {lowest} of 6 have the smallest p there is, 1/22" in told
+    )

@@ -1,5 +1,7 @@
 """What the command says of common slips: one line with what was expected, what came and what to do."""
 
+import sys
+
 import pytest
 import tiny
 import torch
@@ -207,13 +209,14 @@ def test_a_box_of_another_kind_is_told_as_it_is():
     assert in_one_line(box) == "something is odd here"
 
 
-def test_an_error_of_the_command_itself_is_no_error_of_its_flags(monkeypatch):
-    def broken(*_, **__):
-        raise ValueError("not of a flag")
+def test_how_the_command_itself_ends_is_no_matter_of_its_flags(monkeypatch, capsys):
+    def ended(*_, **__):
+        sys.stderr.write("of my own\n")
+        raise SystemExit(3)
 
-    monkeypatch.setattr(psi_fast, "load", broken)
-    with pytest.raises(ValueError, match="not of a flag"):
-        run("show", "x")
+    monkeypatch.setattr(psi_fast, "load", ended)
+    assert run("show", "x") == 3
+    assert capsys.readouterr().err == "of my own\n"
 
 
 def test_the_help_of_experiments_is_not_indented(capsys):
