@@ -11,6 +11,7 @@ from torch import nn
 
 from psi_fast import store
 from psi_fast.config import PSIConfig
+from psi_fast.disk_room import require_free, run_bytes
 from psi_fast.encoders import Encoder
 from psi_fast.encoders.text_head import TextHead
 from psi_fast.environment import pick_backend, pick_device
@@ -128,9 +129,20 @@ def score(
     with bars.stage("concepts"):
         text, said = subject.concepts(bars)
 
+    def see_room() -> None:
+        if folder is not None:
+            require_free(
+                folder,
+                run_bytes(subject, text),
+                "the run's files may need up to",
+                "give another folder (--out), fewer channels (--channels) or a smaller top_k",
+            )
+
     def from_images() -> tuple[Scores, dict[str, torch.Tensor]]:
+        see_room()
         with bars.stage("decoding"):
             squares = subject.squares(bars)
+        see_room()  # a bank on the same disk has taken its share by now
         return run(Inputs(subject, squares, text, said), about, bars)
 
     if folder is None:

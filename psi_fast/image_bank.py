@@ -16,6 +16,7 @@ from numpy.lib.format import open_memmap
 from PIL import Image
 
 from psi_fast.cache import cache_folder
+from psi_fast.disk_room import require_free
 from psi_fast.errors import ConfigError, PsiFastError, StoreError
 from psi_fast.image_set import ImageSet
 from psi_fast.prefetch import prefetch
@@ -184,13 +185,12 @@ def require_room(images: ImageSet, *, folder: Path | None, side: int) -> ImageBa
     with _writing(root):
         root.mkdir(parents=True, exist_ok=True)
         _sweep(root)
-        free = shutil.disk_usage(root).free
-    needed = len(images) * side * side * 3
-    if needed > free:
-        raise StoreError(
-            f"the decoded images need {needed / 1e9:.2f} GB, but {root} has {free / 1e9:.2f} GB free; free some, "
-            "keep none (--bank stream), or give another folder (--bank), a smaller side (--bank-side) or fewer images "
-            "(--max-images)"
+        require_free(
+            root,
+            len(images) * side * side * 3,
+            "the decoded images need",
+            "keep none (--bank stream), give another folder (--bank), a smaller side (--bank-side) or fewer images "
+            "(--max-images)",
         )
     return None
 

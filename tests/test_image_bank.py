@@ -148,7 +148,7 @@ def test_too_little_room_is_said_before_decoding(tmp_path, monkeypatch):
     images, loads = counted(tiny.image_set(10))
     text = message(opened, images, tmp_path, side=32, error=StoreError)
     assert loads == []
-    assert text.startswith("the decoded images need 0.00 GB")  # not told in the words of another error
+    assert text.startswith("the decoded images need 0.03 MB, but")  # not told in the words of another error
     assert "--bank stream" in text
     assert str(tmp_path) in text
     assert folders(tmp_path) == []
@@ -164,7 +164,7 @@ def test_too_little_room_is_said_before_anything_takes_long(tmp_path, monkeypatc
     monkeypatch.setattr(tiny.TinyEncoder, "concepts", long)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10**9, 10**9 - 5000, 5000))
     text = message(tiny.score, images=source(), bank=tmp_path, error=StoreError)
-    assert text.startswith("the decoded images need 0.00 GB")
+    assert text.startswith("the decoded images need 0.12 MB, but")
     assert folders(tmp_path) == []
     with pytest.raises(AssertionError, match="this takes long"):
         tiny.score(images=source(), bank="stream")

@@ -53,6 +53,10 @@ class Shelf:
             self._write(path, lambda place: place.write_bytes(held))
         return found
 
+    def bytes(self) -> int:
+        """Size of all that lies there."""
+        return sum(path.stat().st_size for path in self.folder.glob("*")) if self.folder.is_dir() else 0
+
     def all_tensors(self, kind: str) -> Iterator[dict[str, torch.Tensor]]:
         """The tensors of every whole file of that kind."""
         for path in sorted(self.folder.glob(f"{kind}-*.safetensors")):

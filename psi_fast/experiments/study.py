@@ -14,6 +14,7 @@ from torch import nn
 from psi_fast.activation_tap import ActivationTap
 from psi_fast.config import PSIConfig
 from psi_fast.crops import distinct_crops
+from psi_fast.disk_room import require_free, shelf_bytes
 from psi_fast.encoders import Encoder
 from psi_fast.encoders.text_head import TextHead
 from psi_fast.errors import InputError, nearest
@@ -150,9 +151,20 @@ class Study:
         """Each channel's largest activation in every image: one pass over the images for all layers, kept on the shelf."""
         self._index(layer)
         if not self._surveys:
+            squares = self.squares  # first, since a bank on the same disk takes its share
+            self._require_room()
             with self.bars.stage("mining"):
-                self._surveys = survey(self.subject, self.squares, self.shelf, self.bars, self.said)
+                self._surveys = survey(self.subject, squares, self.shelf, self.bars, self.said)
         return self._surveys[layer]
+
+    def _require_room(self) -> None:
+        """StoreError where the shelf's disk cannot hold what experiments share, beside what lies there already."""
+        require_free(
+            self.shelf.folder,
+            shelf_bytes(self.subject, self.text) - self.shelf.bytes(),
+            "what experiments share may need up to",
+            "give another folder (--out), fewer channels (--channels) or fewer images (--max-images)",
+        )
 
     def spread(self, layer: str, count: int) -> np.ndarray:
         """`count` of the layer's channels in the study, evenly over them, or all where there are fewer, int64."""
