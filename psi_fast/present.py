@@ -66,7 +66,8 @@ def show_scores(scores: Scores, folder: Path, count: int = 15) -> None:
     stages = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
     console.print(f"time: {stages}; total {sum(seconds.values()):.1f} s")
     patches = [
-        f"{patch['size_px'][0]} px ({patch['mode']})" + f" in {name}" * several
+        f"{patch['size_px'][0]:g} px ({': '.join(filter(None, (patch['mode'], patch['note'])))})"
+        + f" in {name}" * several
         for name, patch in manifest["patch"].items()
     ]
     console.print(
@@ -105,8 +106,8 @@ def show_layers(
 ) -> None:
     """Print name, type, output shape and channels (or why there are none) of each layer, in the order of execution.
 
-    Its fields are added where given. Below stand the layers of each kind of unit, as `unit_layers` finds them, and what it
-    means that some run more than once.
+    Its fields are added where given. Below stands why theoretical ones are the whole image, which layers hold each kind of
+    unit, as `unit_layers` finds them, and what it means that some run more than once.
     """
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("layer", "type", "output"):
@@ -120,10 +121,22 @@ def show_layers(
         table.add_row(escape(layer.name), layer.type, shape, channels, str(layer.calls), *measured)
     console = _console()
     console.print(table)
+    for note, names in _notes(fields or {}).items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        console.print(escape(f"theoretical px of {names[0]}{more}: {note}"))
     for kind, names in (units or {}).items():
         console.print(escape(f"{kind}: {names[0]}" + f" to {names[-1]} ({len(names)} layers)" * (len(names) > 1)))
     if several := [layer.name for layer in layers if layer.calls > 1]:
         console.print(escape(_run_again(several)))
+
+
+def _notes(fields: Mapping[str, tuple[Field | None, Field | None]]) -> dict[str, list[str]]:
+    """What is said of theoretical fields, and of which layers."""
+    notes: dict[str, list[str]] = {}
+    for name, (theoretical, _) in fields.items():
+        if theoretical is not None and theoretical.note:
+            notes.setdefault(theoretical.note, []).append(name)
+    return notes
 
 
 def _run_again(layers: Sequence[str]) -> str:

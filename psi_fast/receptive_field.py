@@ -92,7 +92,7 @@ def measure_field(
     if mode == "image":
         return _whole(mode, size, "")
     if tap.grid is None:
-        return _whole(mode, size, f"layer {tap.layer} has no map of positions")
+        return _whole(mode, size, "it has no map of positions")
     if mode == "cell":
         return Field(mode, (size / tap.grid[0], size / tap.grid[1]), False)
     if mode == "theoretical":
@@ -204,7 +204,7 @@ def _theoretical(tap: ActivationTap, size: int, grid: tuple[int, int]) -> Field:
         if reached(low).any():
             raise ModelError(f"layer {tap.layer} of {tap.network.name} is NaN on a blank image; check its weights")
         if not reached(high).all():
-            return _whole("theoretical", float(size), f"the input does not reach layer {tap.layer}, or it hides NaN")
+            return _whole("theoretical", float(size), "the input does not reach it, or it hides NaN")
         low += 1
         met = reached(low)
         rows, columns = np.where(met, far[0], rows), np.where(met, far[1], columns)

@@ -6,9 +6,11 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from tiny import SETTINGS, one_line, run
 
@@ -59,6 +61,23 @@ def test_layers_with_fields(capsys):
     assert re.fullmatch(r" +0\.\d s  receptive fields\n", err)  # no bar where stderr is no terminal
 
 
+def test_layers_says_why_a_field_is_the_whole_image(capsys):
+    assert run("layers", "--network", "tiny:attention_network", "--fields", "--no-progress") == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("theoretical px of ")]
+    assert said == [
+        "theoretical px of 2.self_attn#heads and 7 more: the field reaches the border of the 32 px input",
+        "theoretical px of 3 and 1 more: it has no map of positions",
+    ]
+
+
+def test_show_says_why_a_patch_is_the_whole_image(tmp_path, capsys):
+    folder = tmp_path / "run"
+    tiny.score(tiny.attention_network(), ["0", "4"], config=replace(tiny.CONFIG, patch="cell"), out=folder)
+    assert run("show", folder) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "patches of 8 px (cell) in 0, 32 px (cell: it has no map of positions) in 4 " in said
+
+
 def test_layers_of_some_names_measures_no_others(capsys, monkeypatch):
     measured, plain = [], psi_fast.receptive_field.measure_field
     monkeypatch.setattr(
@@ -68,7 +87,7 @@ def test_layers_of_some_names_measures_no_others(capsys, monkeypatch):
     wanted = ["--layer", "3", "--layer", "2.self_attn#heads"]
     assert run("layers", "--network", "tiny:attention_network", "--fields", "--no-progress", *wanted) == 0
     out, err = capsys.readouterr()
-    names = [cells[0] for line in out.splitlines() if len(cells := line.split()) > 3]
+    names = [cells[0] for line in out.splitlines() if len(cells := line.split()) > 3 and line.startswith("  ")]
     assert names == ["layer", "2.self_attn#heads", "3"]
     assert set(measured) == {"2.self_attn#heads", "3"}
     assert err == ""

@@ -154,7 +154,7 @@ class TestTheoretical:
         module = nn.Sequential(*stack([(5, 2, 2), (5, 2, 2), (5, 1, 2)]), nn.Upsample(scale_factor=2))
         assert measure_field(tap_of(module, 64), 64, "theoretical").size == (29, 29)
 
-    @pytest.mark.parametrize("glue", ["squeeze", "attention"])
+    @pytest.mark.parametrize("glue", ["squeeze", "blocks.0", "blocks.0.mlp.act", "blocks.0.attn#heads"])
     def test_global_operations_see_the_whole_image(self, glue):
         if glue == "squeeze":
             from torchvision.ops import SqueezeExcitation
@@ -162,7 +162,7 @@ class TestTheoretical:
             tap = tap_of(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), SqueezeExcitation(4, 2)), 32)
         else:
             pytest.importorskip("timm")
-            tap = ActivationTap(load_network("timm:vit_tiny_patch16_224@none"), "blocks.0", CPU)
+            tap = ActivationTap(load_network("timm:vit_tiny_patch16_224@none"), glue, CPU)
         size = tap.network.preprocess.size
         field = measure_field(tap, size, "theoretical")
         assert field.whole_image
