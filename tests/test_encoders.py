@@ -268,8 +268,8 @@ class TestOpenClip:
 
             return forward
 
-        for tower in ("encode_image", "encode_text"):
-            monkeypatch.setattr(clip._model, tower, note(tower))
+        for model, tower in ((clip._fast_model(), "encode_image"), (clip._model, "encode_text")):
+            monkeypatch.setattr(model, tower, note(tower))
         clip.encode(torch.zeros(11, 3, *(clip.preprocess.size,) * 2))
         clip.concepts(Vocabulary("mine", tuple("abcdefg")))
         assert shapes == {("encode_image", SLICE), ("encode_text", 64)}

@@ -112,6 +112,33 @@ def test_gradients_reach_the_pixels_and_embeddings_are_those_without(tmp_path):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("model", [CLIP, SIGLIP], ids=["clip", "siglip"])
+def test_the_image_tower_has_weights_of_its_precision(tmp_path, dtype, model):
+    write(tmp_path / "clip", model)
+    encoder = load_encoder(f"open_clip:local-dir:{tmp_path / 'clip'}").at_precision(torch.float32)
+    size = encoder.preprocess.size
+    crops = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    exact, mark = encoder.encode(crops), encoder.fingerprint()
+    seen = set()
+
+    def look(module, _inputs):
+        if isinstance(module, torch.nn.Linear):
+            seen.add((module.weight.dtype, torch.is_autocast_enabled("cpu")))
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        found = encoder.at_precision(dtype).encode(crops)
+    finally:
+        handle.remove()
+    assert seen == {(dtype, False)}, "autocast converts the weights of attention once an image"
+    assert found.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(found, exact).min() > 0.999
+    assert not torch.equal(found, exact)
+    assert encoder.fingerprint() == mark
+    assert torch.equal(encoder.at_precision(torch.float32).encode(crops), exact), "the weights are kept as they were"
+
+
 def test_the_manifest_names_the_activation(tmp_path):
     write(tmp_path / "clip", {**CLIP, "quick_gelu": True})
     scores = tiny.score(encoder=f"open_clip:local-dir:{tmp_path / 'clip'}", channels=slice(0, 2))
