@@ -1,5 +1,6 @@
 """Images decoded once: a square of uint8 pixels each, in one file that is mapped into memory."""
 
+import inspect
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import PIL
 import torch
 from numpy.lib.format import open_memmap
 from PIL import Image
@@ -18,13 +20,13 @@ from PIL import Image
 from psi_fast.cache import cache_folder
 from psi_fast.disk_room import require_free
 from psi_fast.errors import ConfigError, PsiFastError, StoreError
-from psi_fast.image_set import ImageSet
+from psi_fast.image_set import ImageSet, to_rgb
 from psi_fast.prefetch import prefetch
 from psi_fast.progress import Progress
 from psi_fast.store import fingerprint
 
 FORMAT = 1
-"""Changes when a bank's files or the way its pixels are made do."""
+"""Changes when a bank's files do."""
 PIXELS, SIZES, ABOUT = "pixels.npy", "sizes.npy", "bank.json"
 BUILDING = ".building-"
 PROBED = 64
@@ -84,9 +86,7 @@ class Squares:
             cut = np.stack([pixels[row, y : y + height, x : x + width] for row, (x, y) in boxes])
             return self._moved(torch.from_numpy(cut), device)
         row, corner = torch.from_numpy(rows).to(where), torch.from_numpy(corners).to(where)
-        x = corner[:, 0, None] + torch.arange(size[0], device=where)
-        y = corner[:, 1, None] + torch.arange(size[1], device=where)
-        return self._moved(self._pixels[row[:, None, None], y[:, :, None], x[:, None, :]], device)
+        return self._moved(gathered(self._pixels, row, corner, size), device)
 
     @staticmethod
     def _moved(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -214,6 +214,13 @@ def squared(image: Image.Image, side: int) -> np.ndarray:
     return np.asarray(image)
 
 
+def gathered(pixels: torch.Tensor, rows: torch.Tensor, corners: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """What `Squares.cut` cuts, all boxes at once on the device that holds `pixels` [N, S, S, 3], `rows` and `corners`."""
+    x = corners[:, 0, None] + torch.arange(size[0], device=pixels.device)
+    y = corners[:, 1, None] + torch.arange(size[1], device=pixels.device)
+    return pixels[rows[:, None, None], y[:, :, None], x[:, None, :]]
+
+
 def from_square(boxes: np.ndarray, side: int, sizes: np.ndarray) -> np.ndarray:
     """Boxes [..., 4] in px of squares of `side` as boxes of the originals, which have the `sizes` [..., 2]; float64."""
     short = sizes.min(-1, keepdims=True)
@@ -225,7 +232,8 @@ def from_square(boxes: np.ndarray, side: int, sizes: np.ndarray) -> np.ndarray:
 
 def _place(images: ImageSet, folder: Path | None, side: int) -> tuple[Path, str]:
     """The folder of banks, and what tells the one of `images` from others."""
-    return folder or cache_folder() / "banks", fingerprint([FORMAT, images.fingerprint, side])
+    made_by = [FORMAT, PIL.__version__, *map(inspect.getsource, (squared, to_rgb))]
+    return folder or cache_folder() / "banks", fingerprint([made_by, images.fingerprint, side])
 
 
 def _held(place: Path, identity: str, count: int, side: int) -> ImageBank | None:

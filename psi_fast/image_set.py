@@ -86,7 +86,7 @@ class ImageSet:
 
     def decode(self, name: str) -> Image.Image:
         """The image called `name` in mode RGB; PIL's and the file system's errors come through as they are."""
-        return _to_rgb(self._read(name))
+        return to_rgb(self._read(name))
 
     def take(self, rows: Iterable[int], warnings: Iterable[str] = ()) -> "ImageSet":
         """The images at `rows` (in that order) with the same classes, and `warnings` added."""
@@ -147,7 +147,8 @@ def readable(images: ImageSet, progress: Progress) -> ImageSet:
     return images.take((i for i, found in enumerate(problems) if not found), [warning])
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A PIL image of any mode in mode RGB; 16-bit grey keeps its upper 8 bits."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         # PIL would clip 16-bit grey at 255; PNG and PPM never hold more than 16 bits.
         return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8)).convert("RGB")

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections import namedtuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 import psi_fast
 from psi_fast import image_bank, subject
 from psi_fast.errors import ConfigError, StoreError
-from psi_fast.image_bank import open_bank
+from psi_fast.image_bank import gathered, open_bank
 from psi_fast.images import open_images
 from psi_fast.progress import Progress
 
@@ -32,6 +33,22 @@ def counted(images):
     loads, plain = [], images.load
     images.load = lambda index: (loads.append(index), plain(index))[1]
     return images, loads
+
+
+class Counter:
+    """A bar that counts what it is told."""
+
+    def __init__(self, *about):
+        self.about, self.count = about, 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def update(self):
+        self.count += 1
 
 
 def folders(root):
@@ -95,6 +112,18 @@ def test_a_changed_image_makes_another_bank(image_folder, tmp_path):
     after = opened(open_images(image_folder), tmp_path / "banks", side=8).read(slice(None), CPU)
     assert after[0, 0, 0].tolist() == [200, 0, 0]
     assert torch.equal(after[1:], before[1:])
+
+
+def test_another_decoder_makes_another_bank(tmp_path, monkeypatch):
+    opened(tiny.image_set(10), tmp_path, side=32)
+    monkeypatch.setattr("PIL.__version__", "0.0")
+    images, loads = counted(tiny.image_set(10))
+    opened(images, tmp_path, side=32)
+    assert sorted(loads) == list(range(10))
+    monkeypatch.setattr(image_bank, "squared", lambda image, side: np.asarray(image.resize((side, side))))
+    images, loads = counted(tiny.image_set(10))
+    opened(images, tmp_path, side=32)
+    assert sorted(loads) == list(range(10))
 
 
 def spoil_format(folder):
@@ -182,7 +211,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 import tiny
-from psi_fast.image_bank import open_bank
+from psi_fast.image_bank import gathered, open_bank
 from psi_fast.images import open_images
 from psi_fast.progress import Progress
 
@@ -246,6 +275,47 @@ def test_cut_gives_the_pixels_of_each_box(tmp_path):
     assert found.shape == (20, 12, 7, 3)
     for row, (x, y), part in zip(rows, corners, found, strict=True):
         assert torch.equal(part, pixels[row, y : y + 12, x : x + 7])
+
+
+def test_boxes_gathered_on_a_device_are_those_cut_from_memory(tmp_path):
+    bank = opened(tiny.image_set(10), tmp_path, side=32)
+    pixels, rng = bank.read(slice(None), CPU), np.random.default_rng(0)
+    rows, corners = rng.integers(0, 10, 20), rng.integers(0, 20, (20, 2))
+    found = gathered(pixels, torch.from_numpy(rows), torch.from_numpy(corners), (7, 12))
+    assert torch.equal(found, bank.cut(rows, corners, (7, 12), CPU))
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_gpu_holds_the_bank_where_it_fits_and_gets_pinned_parts_where_not(tmp_path, monkeypatch, fits):
+    bank = opened(tiny.image_set(10), tmp_path, side=32)
+    whole, moves = bank.read(slice(None), CPU), []
+    free = int(whole.nbytes / image_bank.RESIDENT_SHARE) - (not fits)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free, 2 * free))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda pixels: (moves.append("pin"), pixels)[1])
+
+    def to(pixels, device, non_blocking=False):
+        moves.append((len(pixels), device.type, non_blocking))
+        return pixels
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    gpu = torch.device("cuda")
+    bank.to(gpu)
+    assert moves == ([(10, "cuda", False)] if fits else [])
+    moves.clear()  # no GPU is here: what follows is as for a bank that stayed in memory
+    assert torch.equal(bank.read(slice(2, 5), gpu), whole[2:5])
+    assert torch.equal(bank.cut(np.array([3]), np.array([[1, 2]]), (4, 5), gpu), whole[3:4, 2:7, 1:5])
+    assert moves == ["pin", (3, "cuda", True), "pin", (1, "cuda", True)]
+
+
+def test_images_are_decoded_side_by_side_and_counted(tmp_path, monkeypatch):
+    images, together = tiny.image_set(6), threading.Barrier(2, timeout=20)
+    plain, counted = images.load, []
+    images.load = lambda index: (together.wait(), plain(index))[1]  # goes on when another image is being decoded
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    progress = Progress(False)
+    monkeypatch.setattr(progress, "bar", lambda *about: counted.append(Counter(*about)) or counted[-1])
+    open_bank(images, 32, folder=tmp_path, side=32, progress=progress)
+    assert [(bar.about, bar.count) for bar in counted] == [(("decoding", 6, "img"), 6)]
 
 
 def test_boxes_return_to_the_originals(tmp_path):
