@@ -13,8 +13,7 @@ import torch
 from tiny import SETTINGS, one_line, run
 
 import psi_fast
-from psi_fast.config import PSIConfig, read_toml
-from psi_fast.networks import load_network
+from psi_fast.config import PSIConfig
 
 
 @pytest.fixture
@@ -348,25 +347,6 @@ def test_a_job_file_with_a_wrong_line_ends_in_one_line(tmp_path, capsys, line, s
     file.write_text(line)
     assert run("score", "--config", file) == 2
     assert said in one_line(capsys)
-
-
-def test_the_example_is_the_papers_own_job_and_understood(capsys):
-    root = Path(__file__).parents[1]
-    file = root / "examples" / "resnet50.toml"
-    assert read_toml(file) == {
-        "network": "torchvision:resnet50",
-        "layer": ["layer3", "layer4"],
-        "encoder": "open_clip:ViT-B-32/laion2b_s34b_b79k",
-        "vocabulary": "open-1602",
-        "top_k": 100,
-        "draws": 1000,
-    }
-    layers = dict(load_network("torchvision:resnet50@none").module.named_modules())
-    assert {"layer3", "layer4"} <= layers.keys()
-    assert "laion2b_s34b_b79k" in pytest.importorskip("open_clip").list_pretrained_tags_by_model("ViT-B-32")
-    assert "psi-fast score --config examples/resnet50.toml --images" in (root / "README.md").read_text(encoding="utf-8")
-    assert run("score", "--config", file, "--network", "tiny:network", "--images", "no such folder", "--out", "x") == 2
-    assert "layer3" in one_line(capsys)  # the tiny network has no such layer; all before it was taken
 
 
 @pytest.mark.parametrize("network", ["torchvision:resnet18", "timm:resnet18.a1_in1k"])
