@@ -47,7 +47,8 @@ def test_a_run_asks_for_hardly_more_than_it_writes(tmp_path, asked, network, lay
     tiny.score(network, layer, out=tmp_path / "run")
     first, second = asked
     assert first == second
-    assert size(tmp_path / "run") <= first < 2 * size(tmp_path / "run")
+    written = size(tmp_path / "run")
+    assert written <= first < 1.5 * written
 
 
 def test_a_run_asks_for_each_image_once_where_patches_are_whole(tmp_path, asked):

@@ -76,6 +76,27 @@ def test_a_network_that_two_families_have():
     )
 
 
+CODE = {  # a module of a user's own -> what is said of it behind its name
+    "def build():\n    raise RuntimeError('no\\nweights')": "raised RuntimeError (no weights) at {path}, line 2; mend it there",
+    "def build():\n    return len(3)": "raised TypeError (object of type 'int' has no len()) at {path}, line 2; mend it there",
+    "import nothing_there_xyz": "raised ModuleNotFoundError (No module named 'nothing_there_xyz') at {path}, line 1; mend it",
+    "one = 1 / 0": "raised ZeroDivisionError (division by zero) at {path}, line 1; mend it there",
+    "def build(:": "raised SyntaxError (invalid syntax (odd_code_{number}.py, line 1)); mend it there",
+    "def build(depth):\n    pass": "must be a function without arguments",
+}
+
+
+@pytest.mark.parametrize("number", range(len(CODE)))
+def test_code_of_a_users_own_that_raises_is_told_with_its_place(tmp_path, monkeypatch, number):
+    path = tmp_path / f"odd_code_{number}.py"
+    code, said = list(CODE.items())[number]
+    path.write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = message(load_network, f"odd_code_{number}:build", error=ModelError)
+    assert f"odd_code_{number}" in text
+    assert said.format(path=path, number=number) in text
+
+
 def test_unknown_weights_of_a_clip_name_the_closest_alone():
     pytest.importorskip("open_clip")
     from psi_fast.encoders import load_encoder

@@ -1,12 +1,16 @@
 """Network specs: from a name to a module, its weights, and how images are fed to it."""
 
 import importlib
+import inspect
+import traceback
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 from psi_fast.checkpoints import one_line
-from psi_fast.errors import ModelError, nearest
+from psi_fast.errors import ModelError, PsiFastError, nearest
 from psi_fast.networks import efficientnet_lite, timm, torchvision, transformers
 from psi_fast.networks.network import Network, require
 from psi_fast.preprocess import Preprocess
@@ -95,6 +99,24 @@ def _load(spec: str | nn.Module | Network) -> Network:
     )
 
 
+def _takes_nothing(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError):  # ValueError: a builtin tells no signature
+        return False
+    return True
+
+
+def _user_error(what: str, error: Exception) -> ModelError:
+    """What a user's own code raised, and the last line of it that ran."""
+    if isinstance(error, SyntaxError):  # tells its line itself
+        where = ""
+    else:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f" at {last.filename}, line {last.lineno}"
+    return ModelError(f"{what} raised {type(error).__name__} ({one_line(error)}){where}; mend it there")
+
+
 def _from_module(module: nn.Module, name: str) -> Network:
     own = getattr(module, "preprocess", None)
     return Network(module, own if isinstance(own, Preprocess) else Preprocess(size=224, resize=256), name)
@@ -108,18 +130,28 @@ def _from_function(spec: str, package: str, function: str) -> Network:
     try:
         module = importlib.import_module(package)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{package}.".startswith(f"{error.name}."):
-            raise  # found, but something it imports is missing: its own traceback says what
+        if error.name is None or not f"{package}.".startswith(
+            f"{error.name}."
+        ):  # found, but something it imports is not
+            raise _user_error(f"importing {package!r} for {spec!r}", error) from error
         raise ModelError(
             f"no network family or importable module {package!r} for {spec!r}{nearest(package, _FAMILIES)}; families are "
             f"{', '.join(_FAMILIES)}; make a module of your own importable by installing it or by PYTHONPATH"
         ) from error
+    except Exception as error:  # a user's code, which raises what it likes
+        raise _user_error(f"importing {package!r} for {spec!r}", error) from error
     if not callable(getattr(module, function, None)):
         raise ModelError(f"{package} has no function {function!r}{nearest(function, dir(module))}")
     try:
         made = getattr(module, function)()
     except TypeError as error:
-        raise ModelError(f"{spec} must be a function without arguments: {one_line(error)}") from error
+        if not _takes_nothing(getattr(module, function)):
+            raise ModelError(f"{spec} must be a function without arguments: {one_line(error)}") from error
+        raise _user_error(f"calling {spec!r}", error) from error
+    except PsiFastError:
+        raise
+    except Exception as error:
+        raise _user_error(f"calling {spec!r}", error) from error
     if isinstance(made, Network):
         return made
     if not isinstance(made, nn.Module):
