@@ -144,8 +144,8 @@ def _targets(dataset: Any) -> np.ndarray | None:
             held = _targets(dataset.dataset)
             return None if held is None else held[np.asarray(dataset.indices, dtype=np.int64)]
         if isinstance(dataset, ConcatDataset):
-            parts = [_targets(part) for part in dataset.datasets]
-            return None if any(part is None for part in parts) else np.concatenate(parts)
+            parts = [held for part in dataset.datasets if (held := _targets(part)) is not None]
+            return np.concatenate(parts) if len(parts) == len(dataset.datasets) else None
         values = np.asarray(getattr(dataset, "targets", None))
     except (TypeError, ValueError, IndexError):  # lists of another kind, which the items then decide over
         return None
