@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
 from PIL import Image
-from sklearn.metrics import adjusted_rand_score
+from sklearn.metrics import adjusted_rand_score, roc_auc_score
 from test_study import study
 from torch import nn
 
@@ -112,6 +113,31 @@ def test_the_table_says_what_each_unit_is(found):
     for kind, rows in table.groupby("kind"):
         for column in ("p", "q"):
             assert claim(found, f"{column} <= .05, {kind}").value == pytest.approx((rows[column] <= 0.05).mean())
+
+
+def test_claims_are_those_of_the_table(found):
+    table = found.table
+    kinds = {str(kind): rows for kind, rows in table.groupby("kind")}
+    for name, column in {"PSI": "log_psi", "S": "S_z", "Q": "Q_z", "D": "D_z"}.items():
+        for kind in ("poly2", "poly3"):
+            for other in ("mono", "random"):
+                two = pd.concat([kinds[kind], kinds[other]])
+                one = claim(found, f"AUROC {name}, {kind} / {other}")
+                assert one.value == pytest.approx(roc_auc_score(two["kind"] == kind, two[column]))
+                assert "over classes" in one.how
+    first = kinds["channel"].set_index("meaning")["psi"]
+    merged = kinds["merged"].assign(first=[meaning.split(" + ")[0] for meaning in kinds["merged"]["meaning"]])
+    gain = merged["psi"].to_numpy() - first.loc[merged["first"]].to_numpy()
+    paired = claim(found, "PSI, merged less its first channel")
+    assert paired.value == pytest.approx(gain.mean())
+    assert gain.mean() > 0.2
+    assert paired.p == pytest.approx(2 / 2**4)  # all that four pairs can give
+    effect = claim(found, "PSI, merged less its first channel, effect size")
+    assert effect.value == pytest.approx(gain.mean() / gain.std(ddof=1))
+    for kind in ("poly2", "poly3", "merged"):
+        rows = kinds[kind]
+        assert claim(found, f"adjusted Rand index, {kind}").value == pytest.approx(rows["rand_index"].mean())
+        assert claim(found, f"k as planted, {kind}").value == pytest.approx((rows["k"] == rows["planted"]).mean())
 
 
 def test_poly_units_take_as_much_of_each_colour(tmp_path):

@@ -19,7 +19,8 @@ from psi_fast.experiments.planted_units import (
     merged_units,
     pure_logits,
 )
-from psi_fast.experiments.statistics import SIGNIFICANT, Claim, auroc, mean, rate
+from psi_fast.experiments.shared_classes import JOIN, class_auroc, class_mean, class_rate, incidence
+from psi_fast.experiments.statistics import SIGNIFICANT, Claim, effect_size, paired
 from psi_fast.experiments.study import Study
 from psi_fast.experiments.tables import numbers
 from psi_fast.pipeline import used_rows
@@ -125,9 +126,16 @@ def _claims(table: pd.DataFrame, members: Sequence[int], study: Study) -> list[C
     """AUROC of each poly kind, what is found of every kind, and how its clusters fit."""
     seed = study.config.seed
     by = {str(kind): rows for kind, rows in table.groupby("kind", sort=False) if kind not in ("merged", "channel")}
+    alone = [rows["meaning"] for kind, rows in by.items() if kind != "random"]
+    names = sorted({name for meanings in alone for meaning in meanings for name in meaning.split(JOIN)})
+    made_of = {kind: incidence(list(rows["meaning"]), names) for kind, rows in by.items()}
     claims = [
-        auroc(
-            f"AUROC {name}, poly{m} / {other}", numbers(by[f"poly{m}"], column), numbers(by[other], column), seed=seed
+        class_auroc(
+            f"AUROC {name}, poly{m} / {other}",
+            numbers(by[f"poly{m}"], column),
+            numbers(by[other], column),
+            (made_of[f"poly{m}"], made_of[other]),
+            seed=seed,
         )
         for name, column in SCORES.items()
         for m in (members if name == "PSI" else sorted(members)[:2])
@@ -137,21 +145,22 @@ def _claims(table: pd.DataFrame, members: Sequence[int], study: Study) -> list[C
     for layer in study.layers:
         head = f"{layer}: " if len(study.layers) > 1 else ""
         own = {kind: table[(table["layer"] == layer) & (table["kind"] == kind)] for kind in ("merged", "channel")}
-        by |= {head + kind: rows for kind, rows in own.items()}
-        psi = (numbers(rows, "log_psi") for rows in own.values())
-        claims.append(auroc(f"{head}AUROC PSI, merged / channel", *psi, seed=seed))
+        by |= {head + kind: rows for kind, rows in own.items()}  # no channel is in two of them
+        made_of |= {head + kind: np.zeros((len(rows), len(names)), dtype=bool) for kind, rows in own.items()}
+        gain = numbers(own["merged"], "psi") - numbers(own["channel"], "psi")
+        claims.append(paired(f"{head}PSI, merged less its first channel", gain, seed=seed))
+        claims.append(effect_size(f"{head}PSI, merged less its first channel, effect size", gain, seed=seed))
     for column in ("p", "q"):
         for kind, rows in by.items():
-            found = numbers(rows, column)
-            claims.append(
-                rate(f"{column} <= .05, {kind}", int((found <= SIGNIFICANT).sum()), int(np.isfinite(found).sum()))
-            )
+            held = np.isfinite(numbers(rows, column))
+            found = numbers(rows, column)[held] <= SIGNIFICANT
+            claims.append(class_rate(f"{column} <= .05, {kind}", found, made_of[kind][held]))
     several = {kind: rows for kind, rows in by.items() if "poly" in kind or "merged" in kind}
     for kind, rows in several.items():
-        claims.append(mean(f"adjusted Rand index, {kind}", numbers(rows, "rand_index"), seed=seed))
+        claims.append(class_mean(f"adjusted Rand index, {kind}", numbers(rows, "rand_index"), made_of[kind]))
     for kind, rows in several.items():
         right = numbers(rows, "k") == numbers(rows, "planted")
-        claims.append(rate(f"k as planted, {kind}", int(right.sum()), len(right)))
+        claims.append(class_rate(f"k as planted, {kind}", right, made_of[kind]))
     return claims
 
 
@@ -174,7 +183,10 @@ def _text(
         "*Merged* units have half of each of two channels' top patches, *channel* is the first of the two alone: a real "
         f"channel, which may mean several things itself. There are {counts}.\n\n"
         f"AUROC of PSI: {told}. Dotted in the figure are the aims, an AUROC of .995 and an index of .8, and the 5 % that p <= "
-        ".05 has by chance.\n\n"
+        ".05 has by chance. Units of several classes share classes: AUROCs are resampled over classes, a unit as often as all of "
+        "its classes together, which errs on the wide side; shares and mean indices of such units have intervals that count "
+        "units with a class in common as correlated. A merged unit has half of its first channel's patches, so the two are "
+        "compared in pairs.\n\n"
         "The planted clusters are the class whose rank put an image into a poly unit, or the channel a patch was taken from. "
         "q is Benjamini and Hochberg's over the units of one classifier, or over those of one layer. S, Q and D are held "
         "against the kinds as z. `p <= .05` and `q <= .05` are shares of units. `k as planted` is the share of units in which as "

@@ -8,6 +8,7 @@ import numpy as np
 
 from psi_fast.activation_tap import ActivationTap, final_linear
 from psi_fast.errors import ConfigError, InputError, ModelError
+from psi_fast.experiments.shared_classes import JOIN
 from psi_fast.experiments.study import Study
 from psi_fast.experiments.survey import survey
 from psi_fast.networks import load_network
@@ -128,7 +129,7 @@ def classifier_units(
         for own in _subsets(len(chosen), size, count, rng):
             top = np.argsort(-ranks[:, own].max(1), kind="stable")[:patches]
             kinds.append("mono" if size == 1 else f"poly{size}")
-            meanings.append(" + ".join(logits.names[logit] for logit in chosen[own]))
+            meanings.append(JOIN.join(logits.names[logit] for logit in chosen[own]))
             images.append(top)
             planted.append(ranks[top][:, own].argmax(1))
     for _ in range(count):

@@ -78,7 +78,7 @@ def aurocs(
         np.vstack([np.ones(count, dtype=np.int64), rng.multinomial(count, np.full(count, 1 / count), RESAMPLES)])
         for count in (n, m)
     )
-    found = np.stack([_auroc_of(*pair, up, down) for pair in zip(positive.T, negative.T, strict=True)], axis=1)
+    found = np.stack([auroc_of(*pair, up, down) for pair in zip(positive.T, negative.T, strict=True)], axis=1)
     low, high = np.quantile(found[1:], ENDS, axis=0)
     p = stats.mannwhitneyu(positive, negative).pvalue
     claims = [
@@ -239,8 +239,8 @@ def overlap(a: Sequence[int], b: Sequence[int]) -> float:
     return len(set(a) & set(b)) / max(len(set(a)), 1)
 
 
-def _auroc_of(positive: np.ndarray, negative: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
-    """The AUROCs [r] of r groups: `up` [r, n] and `down` [r, m] say how often each unit is in them."""
+def auroc_of(positive: np.ndarray, negative: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
+    """The AUROCs [r] of r groups: `up` [r, n] and `down` [r, m] say how often each unit is in them; nan of an empty one."""
     values = np.concatenate([positive, negative])
     order = np.argsort(values)
     first = np.flatnonzero(np.diff(values[order], prepend=-np.inf))  # of each distinct value
@@ -249,7 +249,8 @@ def _auroc_of(positive: np.ndarray, negative: np.ndarray, up: np.ndarray, down: 
         for part in (np.pad(up, ((0, 0), (0, len(negative)))), np.pad(down, ((0, 0), (len(positive), 0))))
     )
     lower = np.cumsum(below, axis=1) - below
-    return (above * (lower + below / 2)).sum(1) / (len(positive) * len(negative))
+    with np.errstate(invalid="ignore"):
+        return (above * (lower + below / 2)).sum(1) / (up.sum(1) * down.sum(1))
 
 
 def _interval(
