@@ -1,6 +1,7 @@
 """Planted: units of colours that a classifier tells apart, so that meanings, clusters and their number are known."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from torch import nn
 from psi_fast import Network
 from psi_fast.errors import ConfigError, InputError, ModelError
 from psi_fast.experiments import planted, survey
+from psi_fast.experiments.planted import _claims
 from psi_fast.experiments.planted_units import (
     adjusted_rand,
     class_logits,
@@ -134,7 +136,11 @@ def test_claims_are_those_of_the_table(found):
     assert paired.p == pytest.approx(2 / 2**4)  # all that four pairs can give
     effect = claim(found, "PSI, merged less its first channel, effect size")
     assert effect.value == pytest.approx(gain.mean() / gain.std(ddof=1))
+    more = table.assign(k=table["k"] + (np.arange(len(table)) % 3 == 0))
+    again = {one.name: one.value for one in _claims(more, (2, 3), SimpleNamespace(config=CONFIG, layers=["0"]))}
     for kind in ("poly2", "poly3", "merged"):
+        rows = more[more["kind"] == kind]
+        assert again[f"k as planted, {kind}"] == pytest.approx((rows["k"] == rows["planted"]).mean())
         rows = kinds[kind]
         assert claim(found, f"adjusted Rand index, {kind}").value == pytest.approx(rows["rand_index"].mean())
         assert claim(found, f"k as planted, {kind}").value == pytest.approx((rows["k"] == rows["planted"]).mean())

@@ -46,7 +46,7 @@ def test_intervals_cover_where_those_of_independent_units_do_not():
         )
         for covered, claims in zip(kinds, (shared, plain), strict=True):
             for one, true in zip(claims, (0, 0.5, truth), strict=True):
-                covered[one.name] += one.low <= true <= one.high
+                covered[one.name] += int(one.low <= true <= one.high)
         for one, other in zip(shared, plain, strict=True):
             assert one.value == pytest.approx(other.value)
             assert one.count == other.count
@@ -109,6 +109,10 @@ def test_without_shared_classes_units_are_independent():
         one = class_mean("m", values, made_of)
         assert one.how == "normal"
         assert one.high - one.value == pytest.approx(1.959964 * values.std(ddof=1) / np.sqrt(60))
+    none = np.zeros((60, 3), dtype=bool), np.zeros((40, 3), dtype=bool)
+    other = rng.normal(-0.5, 1, 40)
+    found, expected = class_auroc("a", values, other, none, seed=0), auroc("a", values, other, seed=0)
+    assert found.high - found.low == pytest.approx(expected.high - expected.low, rel=0.1)
     made_of, _ = pairs(rng)
     every = class_rate("r", np.ones(UNITS, dtype=bool), made_of)
     assert (every.low, every.high) == pytest.approx((rate("r", UNITS, UNITS).low, 1))

@@ -9,6 +9,7 @@ import pandas as pd
 
 from psi_fast.calibration import discovery_rate
 from psi_fast.errors import ConfigError, InputError, ModelError
+from psi_fast.experiments.comparisons import difference
 from psi_fast.experiments.figures import COLOURS, error_bars, panels
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.statistics import (
@@ -22,6 +23,7 @@ from psi_fast.experiments.statistics import (
     rank_correlation,
     rate,
     sign_flip,
+    standardised,
 )
 from psi_fast.experiments.study import Study, spread
 from psi_fast.experiments.swap_plan import plan
@@ -137,17 +139,20 @@ def patch_swap(
 
 
 def by_decile(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean over channels of aligned minus each control in each decile of PSI, with intervals.
+    """Mean over channels of aligned minus each control in each decile of PSI, with interval, test and effect size.
 
-    Columns decile, condition, margin, low, high, channels; of one layer's rows of the experiment's table.
+    Columns decile, condition, margin, low, high, p (sign flips, not corrected), d_z, channels; of one layer's rows of the
+    experiment's table.
     """
     rows = []
     for decile in sorted(set(table["decile"])):
         for control in CONTROLS:
             own = table.loc[(table["decile"] == decile) & (table["condition"] == control)]
-            one = mean("", numbers(own, "margin_sd"), seed=0)
-            rows.append((decile, control, one.value, one.low, one.high, one.count))
-    return pd.DataFrame(rows, columns=["decile", "condition", "margin", "low", "high", "channels"])
+            margins = numbers(own, "margin_sd")
+            one = paired("", margins, seed=0)
+            d_z = standardised(margins[None])[0] if len(margins) > 1 else np.nan
+            rows.append((decile, control, one.value, one.low, one.high, one.p, d_z, one.count))
+    return pd.DataFrame(rows, columns=["decile", "condition", "margin", "low", "high", "p", "d_z", "channels"])
 
 
 def _check(study: Study, channel_count: int, host_count: int, hosts: str, box: float | None) -> None:
@@ -235,6 +240,7 @@ def _channel_rows(changes: np.ndarray, spread: float, rng: np.random.Generator) 
             "margin_sd": margins.mean(0),
             "margin_low": margin_low,
             "margin_high": margin_high,
+            "d_z": [np.nan, *standardised(margins.T[1:])],
             "p": [np.nan, *(sign_flip(own, seed=0) for own in margins.T[1:])],
             "q": np.nan,
         }
@@ -246,7 +252,7 @@ def _channel_rows(changes: np.ndarray, spread: float, rng: np.random.Generator) 
 def _claims(table: pd.DataFrame, layer: str, seed: int) -> Iterator[Claim]:
     """The layer's numbers; its units are channels."""
     by = {condition: own for condition, own in table.groupby("condition", sort=False)}
-    paper = {ALIGNED: "+.15"}
+    paper = {ALIGNED: "+.15, unit not stated"}
     for condition in CONDITIONS:
         yield paired(
             f"{layer}: change, {condition}",
@@ -278,6 +284,12 @@ def _claims(table: pd.DataFrame, layer: str, seed: int) -> Iterator[Claim]:
     for control in CONTROLS:
         name = f"{layer}: rank correlation of aligned minus {control} with PSI"
         yield rank_correlation(name, log_psi, numbers(by[control], "margin_sd"), seed=seed)
+    for control in CONTROLS:
+        top = by[control]["decile"] == DECILES
+        above, others = (numbers(by[control][rows], "margin_sd") for rows in (top, ~top))
+        yield difference(
+            f"{layer}: aligned minus {control}, top decile of PSI less the others", above, others, seed=seed
+        )
 
 
 def _asked(hosts: str) -> str:
@@ -295,9 +307,11 @@ def _asked(hosts: str) -> str:
         "to. The swap happens in the network's input, where the host's other pixels stay as they are bit for bit; the channel is "
         "read at the same position before and after. Changes are in standard deviations of the channel's per-image maxima. "
         "Units of the layer's numbers are channels; each channel has paired sign-flip tests over its hosts, corrected over "
-        "channels after Benjamini and Hochberg (columns p and q of the run's table), and percentile bootstrap intervals over its "
-        "hosts. *Raw* changes are in the activation's own unit; an *effect size* is the mean over channels, divided by the "
-        "standard deviation over channels."
+        "channels after Benjamini and Hochberg (columns p and q of the run's table; d_z is its effect size), and percentile "
+        "bootstrap intervals over its hosts. Channels belong to one network and are taken as independent, so the numbers say "
+        "nothing about other networks. *Raw* changes are in the activation's own unit; an *effect size* is the mean over "
+        "channels, divided by the standard deviation over channels. The top decile of PSI is held against the others because "
+        "it stood out in the project's own run (docs/results), for which that comparison is post hoc."
     )
 
 
@@ -305,6 +319,7 @@ def _told(
     study: Study, layer: str, side: int, asked: int, swaps: Swaps, table: pd.DataFrame, claims: dict[str, Claim]
 ) -> str:
     """What came out for a layer, in words and by decile."""
+    deciles = by_decile(table)
     size, count = study.tap(layer).network.preprocess.size, len(set(table["channel"]))
     left = f" ({asked - count} more had fewer than two hosts with room for the box)" if asked > count else ""
     gains = []
@@ -325,8 +340,25 @@ def _told(
         f"In {layer}, {count} channels{left} with {len(swaps)} hosts and boxes of {side} of {size} px: aligned patches change "
         f"the activation by {claims[f'{layer}: change, {ALIGNED}'].value:+.3f} sd. Aligned {', '.join(gains)}. Rank correlation "
         f"of the gain with PSI: {', '.join(growth)}. Channels whose own gain is sure (q <= {SIGNIFICANT}): "
-        f"{', '.join(single)}.\n\n" + "\n".join(_decile_lines(by_decile(table)))
+        f"{', '.join(single)}. {_surest(deciles)}\n\n" + "\n".join(_decile_lines(deciles))
     )
+
+
+def _surest(deciles: pd.DataFrame) -> str:
+    """How many of the deciles' differences hold, in words."""
+    tested = deciles[np.isfinite(deciles["p"])]
+    sure = tested[discovery_rate(numbers(tested, "p")) <= SIGNIFICANT]
+    counts = ", ".join(f"{(sure['condition'] == control).sum()} over {control}" for control in CONTROLS)
+    return (
+        f"Deciles of PSI whose difference is sure (q <= {SIGNIFICANT} over {len(tested)} differences): {counts}. Below are each "
+        "decile's difference, its interval, the p of sign flips over channels (not corrected) and the effect size d."
+    )
+
+
+def _cell(margin: float, low: float, high: float, p: float, d_z: float) -> str:
+    """A decile's difference, with what there is of interval, test and effect size."""
+    reach = f" ({low:+.3f} to {high:+.3f})" if np.isfinite(low) else ""
+    return f"{margin:+.3f}{reach}" + f", p {p:.2g}" * bool(np.isfinite(p)) + f", d {d_z:.2f}" * bool(np.isfinite(d_z))
 
 
 def _decile_lines(rows: pd.DataFrame) -> list[str]:
@@ -337,9 +369,6 @@ def _decile_lines(rows: pd.DataFrame) -> list[str]:
     ]
     for decile in sorted(set(rows["decile"])):
         own = rows.loc[rows["decile"] == decile]
-        cells = [
-            f"{margin:+.3f} ({low:+.3f} to {high:+.3f})" if np.isfinite(low) else f"{margin:+.3f}"
-            for margin, low, high in own[["margin", "low", "high"]].to_numpy()
-        ]
+        cells = [_cell(*row) for row in own[["margin", "low", "high", "p", "d_z"]].to_numpy()]
         lines.append(f"| {decile} | {own['channels'].to_numpy()[0]} | {' | '.join(cells)} |")
     return lines

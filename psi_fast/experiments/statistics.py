@@ -169,8 +169,8 @@ def effect_size(name: str, differences: np.ndarray, *, seed: int, paper: str = "
     if len(differences) < 3 or np.ptp(differences) == 0:
         return Claim(name, float("nan"), count=len(differences), how=how, paper=paper)
     rows = np.random.default_rng(seed).integers(len(differences), size=(RESAMPLES, len(differences)))
-    low, high = np.nanquantile(_standardised(differences[rows]), ENDS)
-    value = float(_standardised(differences[None])[0])
+    low, high = np.nanquantile(standardised(differences[rows]), ENDS)
+    value = float(standardised(differences[None])[0])
     return Claim(name, value, float(low), float(high), count=len(differences), how=how, paper=paper)
 
 
@@ -270,10 +270,10 @@ def _interval(
     return float(found.low), float(found.high)
 
 
-def _standardised(values: np.ndarray) -> np.ndarray:
-    """Mean over standard deviation of the rows of [r, n]; nan for a constant row."""
-    spread = values.std(1, ddof=1)
-    return np.divide(values.mean(1), spread, out=np.full(len(values), np.nan), where=spread > 0)
+def standardised(values: np.ndarray) -> np.ndarray:
+    """Mean over standard deviation of the rows of [r, n]; nan for a row that is constant but for rounding."""
+    centre, spread = values.mean(1), values.std(1, ddof=1)
+    return np.divide(centre, spread, out=np.full(len(values), np.nan), where=spread > 1e-9 * np.abs(centre))
 
 
 def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
