@@ -1,6 +1,7 @@
 """Regulariser: the tail of a network, tuning on planted units, what is left alone, and what is not computed twice."""
 
 import copy
+from dataclasses import replace
 
 import colours
 import numpy as np
@@ -14,6 +15,8 @@ from torch import nn
 from psi_fast import Network
 from psi_fast.errors import ConfigError, InputError
 from psi_fast.experiments import regulariser, tuning
+from psi_fast.experiments.lesson import lesson
+from psi_fast.experiments.stand_in import Scoring
 from psi_fast.experiments.tail import Tail
 
 CPU = torch.device("cpu")
@@ -60,7 +63,7 @@ def two_colours():
     with torch.no_grad():
         weights = torch.zeros(UNITS, 8)
         for unit in range(UNITS):
-            weights[unit, [unit % 8, (unit + 1 + unit // 8 * 2) % 8]] = 1.0
+            weights[unit, [unit % 8, (unit + 1 + unit // 8 * 2) % 8]] = torch.tensor([1.0, 0.9])
         units.weight.copy_(weights[:, :, None, None])
         head.weight.copy_(4 * weights.T)
         head.weight[0] = 0  # one colour is to be learnt
@@ -69,8 +72,8 @@ def two_colours():
 
 
 def own_study(folder, **changes):
-    options = {"encoder": colours.ColourEncoder(), "config": colours.CONFIG} | changes
-    return study(folder, options.pop("model", None) or two_colours(), "units", colours.image_set(400), **options)
+    options = {"encoder": colours.ColourEncoder(), "config": colours.CONFIG, "images": colours.image_set(400)} | changes
+    return study(folder, options.pop("model", None) or two_colours(), "units", **options)
 
 
 def norm_of(parameter):
@@ -89,7 +92,7 @@ def tuned(tmp_path_factory):
     patch.setattr(tuning, "RATE", 0.02)
     own = own_study(tmp_path_factory.mktemp("tuned"))
     before = copy.deepcopy(own.subject.network.module.state_dict())
-    found = regulariser(own, strengths=(0.0, 10.0), steps=80)
+    found = regulariser(own, strengths=(0.0, 3.0), steps=40)
     yield own, before, found
     patch.undo()
 
@@ -132,30 +135,86 @@ def test_what_is_no_tail_ends_in_one_line():
         Tail(tiny.attention_network(), "2.self_attn#heads", CPU, images)
 
 
-def test_a_penalty_lowers_the_stand_in_and_psi(tuned):
+def test_a_penalty_lowers_the_stand_in_and_psi(tmp_path, monkeypatch):
+    """Without cross-entropy, which itself makes units of one colour here: strength 0 leaves the network as it is."""
+    monkeypatch.setattr(tuning, "RATE", 0.02)
+    monkeypatch.setattr(tuning, "cross_entropy", lambda logits, _classes: 0 * logits.sum())
+    found = regulariser(own_study(tmp_path), strengths=(0.0, 1.0), steps=40)
+    assert claim(found, "PSI less strength 0's, untuned").value == 0
+    for what in ("stand-in", "PSI"):
+        one = claim(found, f"{what} less strength 0's, 1")
+        assert one.value < -0.02
+        assert one.high < 0
+
+
+def test_cross_entropy_teaches(tuned):
     _, _, found = tuned
-    soft = claim(found, "soft polysemanticity less strength 0's, 10")
-    assert soft.value < -0.1
-    assert soft.high < 0
-    assert soft.p < 0.01
-    psi = claim(found, "PSI less strength 0's, 10")
-    assert psi.high < 0
     assert claim(found, "accuracy, untuned").value > 0.8
     assert claim(found, "accuracy, 0").value > 0.9
 
 
+def test_the_stand_in_tells_planted_units_apart_that_it_was_not_calibrated_on(tuned):
+    _, _, found = tuned
+    rows = found.table[found.table["condition"] == "compared"]
+    assert {"channel", "mono", "poly2", "poly3", "random"} == set(rows["kind"])
+    rest = rows[~rows["fitted"].astype(bool)]
+    assert abs(len(rows) - 2 * len(rest)) <= 5
+    for name in ("poly2 / mono", "poly3 / mono"):
+        one = claim(found, f"AUROC of the stand-in, {name}")
+        assert one.value > 0.9
+        poly, mono = (rest[rest["kind"] == kind]["soft_log_psi"] for kind in name.split(" / "))
+        expected = stats.mannwhitneyu(poly, mono).statistic / len(poly) / len(mono)
+        assert one.value == pytest.approx(expected)
+    both = claim(found, "rank correlation of the stand-in with PSI, channels and planted units")
+    assert both.value == pytest.approx(stats.spearmanr(rest["soft_log_psi"], rest["log_psi"])[0])
+    assert both.low > 0.2
+
+
+def test_classes_stay_whole_and_halves_have_none_in_common(tmp_path):
+    own = own_study(tmp_path)
+    found = lesson(own, 190)
+    assert len(found.outputs) == 4
+    assert not np.intersect1d(found.train, found.held).size
+    for images in (found.train, found.held):
+        assert list(np.bincount(found.classes[images])) == [25] * 4
+        np.testing.assert_array_equal(found.outputs[found.classes[images]], own.labels[images])
+    assert found.top == 18  # top_k, less than four fifths of 25
+    assert lesson(own_study(tmp_path, config=replace(colours.CONFIG, top_k=40)), 190).top == 20
+    assert (found.classes[~np.isin(np.arange(400), [*found.train, *found.held])] == -1).all()
+
+
+def test_the_bank_has_the_batch_anew_and_gradients_from_it_alone(tmp_path):
+    own = own_study(tmp_path)
+    course = tuning.Course(own, "units", lesson(own, 400), 1)
+    bank = tuning._Bank(course)
+    before = bank.values.clone()
+    rows = np.arange(40)
+    free = (before[:, rows].T[:, :, None] + 0.01).requires_grad_()
+    penalty = bank.penalty(rows, free)
+    torch.testing.assert_close(bank.values, before + 0.01)  # the others are carried along
+    (gradient,) = torch.autograd.grad(penalty, free)
+    # that of all images, of which the batch is a part
+    whole = bank.values.clone().requires_grad_()
+    values, places = whole.topk(course.scoring.candidates, dim=1)
+    expected = course.calibration(course.scoring.measured(values, places, course.own.train, bank.gram)).penalty.mean()
+    (wanted,) = torch.autograd.grad(expected, whole)
+    assert gradient.abs().max() > 0
+    torch.testing.assert_close(gradient[:, :, 0].T, 5 * wanted[:, :40])
+    assert float(penalty.detach()) == pytest.approx(5 * float(expected.detach()))
+
+
 def test_claims_are_those_of_the_table(tuned):
-    own, _, found = tuned
+    _, _, found = tuned
     parts = {name: rows.set_index("channel") for name, rows in found.table.groupby("condition")}
-    assert set(parts) == {"study", "untuned", "0", "10"}
-    whole = parts["study"]
-    expected = stats.spearmanr(whole["soft"], whole["log_psi"])[0]
-    assert claim(found, "rank correlation of soft polysemanticity with PSI").value == pytest.approx(expected)
-    np.testing.assert_array_equal(whole["psi"], own.evaluation("units", channels=whole.index.to_numpy()).table["psi"])
-    for name in ("untuned", "0", "10"):
+    assert set(parts) == {"compared", "untuned", "0", "3"}
+    whole = parts["compared"]
+    whole = whole[(whole["kind"] == "channel") & ~whole["fitted"].astype(bool)]
+    expected = stats.spearmanr(whole["soft_log_psi"], whole["log_psi"])[0]
+    assert claim(found, "rank correlation of the stand-in with PSI, channels").value == pytest.approx(expected)
+    for name in ("untuned", "0", "3"):
         assert claim(found, f"mean PSI, {name}").value == pytest.approx(parts[name]["psi"].mean())
-    gap = parts["10"]["D_z"] - parts["0"]["D_z"]
-    assert claim(found, "D_z less strength 0's, 10").value == pytest.approx(gap.mean())
+    gap = parts["3"]["D_z"] - parts["0"]["D_z"]
+    assert claim(found, "D_z less strength 0's, 3").value == pytest.approx(gap.mean())
     better = claim(found, "accuracy, untuned").value - claim(found, "accuracy, 0").value
     assert better
     assert claim(found, "accuracy less strength 0's, untuned").value == pytest.approx(better)
@@ -173,12 +232,12 @@ def test_the_studys_network_is_left_alone(tuned):
 def test_nothing_is_computed_twice(tuned, tmp_path, monkeypatch):
     own, _, found = tuned
     monkeypatch.setattr(tuning.Course, "_train", forbidden)
-    monkeypatch.setattr(tuning.Course, "_scored", forbidden)
+    monkeypatch.setattr(Scoring, "_scored", forbidden)
     again = own_study(own.folder)
     monkeypatch.setattr(again, "folder", tmp_path)  # where the experiment's own results are not
-    np.testing.assert_array_equal(regulariser(again, strengths=(0.0, 10.0), steps=80).table["psi"], found.table["psi"])
+    np.testing.assert_array_equal(regulariser(again, strengths=(0.0, 3.0), steps=40).table["psi"], found.table["psi"])
     with pytest.raises(AssertionError, match="nothing is computed again"):
-        regulariser(again, strengths=(0.0, 5.0), steps=80)
+        regulariser(again, strengths=(0.0, 5.0), steps=40)
 
 
 def test_bad_input_ends_in_one_line(tmp_path):
@@ -188,8 +247,8 @@ def test_bad_input_ends_in_one_line(tmp_path):
             regulariser(own, strengths=strengths)
     with pytest.raises(ConfigError, match="steps >= 1"):
         regulariser(own, steps=0)
-    with pytest.raises(InputError, match="15 images to train on and 15 held out are too few for top_k 18"):
-        regulariser(own, image_count=30)
+    with pytest.raises(InputError, match="12 images to train on are too few for tops of 8"):
+        regulariser(own_study(tmp_path, images=colours.image_set(28)), image_count=30)
     with pytest.raises(InputError, match="the images have none"):
         regulariser(study(tmp_path / "a", images=tiny.image_set(labelled=False)))
     with pytest.raises(InputError, match="the outputs of tiny have no names"):

@@ -1,197 +1,284 @@
-"""The stand-in for PSI: its gradient, its invariances, and that it follows the structure of a channel's top images."""
+"""The stand-in for PSI: against a plain replica, its gradient, its invariances, and that it falls by descent."""
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
-from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 from torch.nn.functional import normalize
 
-from psi_fast.errors import ConfigError, InputError
-from psi_fast.surrogate import soft_polysemanticity, top_weights
+from psi_fast.errors import InputError
+from psi_fast.surrogate import Calibration, Measures, SoftScores, _agreement, calibrated, soft_measures, top_weights
+from psi_fast_kernels._streams import Stream
+from psi_fast_kernels.cluster import cluster
+
+TOP, K_MAX = 12, 3
 
 
-def two_groups(distance, images=60, width=6, seed=0, channels=1):
-    """Activations [images, channels] and unit rows: the first third lies in two groups that far apart and is the top."""
+def groups(distance, count=4, images=18, width=8, seed=0, labelled=True):
+    """Activations [C, M], Gram matrices and labels of channels whose images lie in two groups that far apart."""
     rng = np.random.default_rng(seed)
-    top = images // 3
-    rows = rng.normal(size=(images, width)) * 0.3
-    rows[:, 0] += 1.5
-    rows[:top, 1] += distance / 2 * np.where(np.arange(top) % 2, 1, -1)
-    activations = np.where(np.arange(images) < top, 3.0, 0.0)[:, None] + 0.3 * rng.random((images, channels))
-    return torch.from_numpy(activations), normalize(torch.from_numpy(rows), dim=1)
+    rows = 0.4 * rng.normal(size=(count, images, width))
+    group = np.arange(images) % 2
+    rows[:, :, 0] += 1
+    rows[:, :, 1] += distance * (group - 0.5)
+    rows = normalize(torch.from_numpy(rows), dim=2)
+    activations = torch.from_numpy(np.sort(rng.normal(size=(count, images)), axis=1)[:, ::-1].copy())
+    labels = np.tile(group, (count, 1)) if labelled else rng.integers(0, 2, (count, images))
+    return activations, rows @ rows.mT, torch.from_numpy(labels)
 
 
-@pytest.mark.parametrize("width", [6, 90])  # fewer and more than images: with and without a Gram matrix
-def test_gradient_is_that_of_finite_differences(width):
-    rng = torch.Generator().manual_seed(3)
-    rows = normalize(torch.randn(24, width, generator=rng, dtype=torch.float64), dim=1)
-    activations = torch.randn(24, 2, generator=rng, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: soft_polysemanticity(x, rows, share=0.2), activations, atol=1e-6)
-    (gradient,) = torch.autograd.grad(soft_polysemanticity(activations, rows, share=0.2).sum(), activations)
-    assert gradient.abs().max() > 1e-4
+def measured(activations, gram, labels, **options):
+    return soft_measures(activations, gram, labels, **({"top_k": TOP, "k_max": K_MAX} | options))
 
 
-def replica(values, rows, share, steps=4):
-    """One channel in the rows' own space: power iteration, soft 2-means, share of variance."""
-    count = round(share * len(values))
-    order = np.sort(values)[::-1]
-    edge = stats.norm.ppf(1 - share)
-    temperature = (stats.norm.pdf(edge) / share - edge) / 2
-    weights = 1 / (1 + np.exp((order[count - 1 : count + 1].mean() - values) / (values.std() * temperature)))
+def starts(gram):
+    """The k-means clusters of the tops."""
+    ids = torch.arange(len(gram))
+    top = gram[:, :TOP, :TOP].float().contiguous()
+    about = {"seed": 0, "stream": Stream.OBSERVED_STARTS, "channel": ids, "draw": torch.zeros_like(ids)}
+    return cluster(top, k_max=K_MAX, n_init=4, **about).labels.numpy()
+
+
+def replica(values, gram, labels, first):
+    """One channel, sum by sum: values descending, `first` the clusters of its top."""
+    border = (values[TOP - 1] + values[TOP]) / 2
+    weights = 1 / (1 + np.exp(-5 * (values - border) / (values[TOP // 2] - border)))
     weights /= weights.sum()
-    mean = weights @ rows
-    covariance = (rows - mean).T @ np.diag(weights) @ (rows - mean)
-    axis = rows[values.argmax()] - mean
-    for _ in range(8):
-        axis = covariance @ axis
-        axis /= np.linalg.norm(axis)
-    along = (rows - mean) @ axis
-    variance = weights @ along**2
-    first = 1 / (1 + np.exp(-2 * along / np.sqrt(variance)))
-    for _ in range(steps):
-        centres = [(weights * part) @ rows / (weights @ part) for part in (first, 1 - first)]
-        near, far = (((rows - centre) ** 2).sum(1) for centre in centres)
-        first = 1 / (1 + np.exp((near - far) / (variance / 2)))
-    between = 0
-    for part in (first, 1 - first):
-        mass = weights @ part
-        between += mass * (((weights * part) @ rows / mass - mean) ** 2).sum()
-    return between / (weights @ ((rows - mean) ** 2).sum(1))
-
-
-@pytest.mark.parametrize("steps", [1, 4])
-@pytest.mark.parametrize("width", [5, 60])
-def test_it_is_what_the_definition_says(width, steps):
-    rng = np.random.default_rng(width)
-    rows = rng.normal(size=(40, width)) + np.where(np.arange(40) % 4, 1, -1)[:, None] * rng.normal(size=width)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    activations = rng.normal(size=(40, 7))
-    found = soft_polysemanticity(torch.from_numpy(activations), torch.from_numpy(rows), share=0.3, steps=steps)
-    expected = [replica(own, rows, 0.3, steps) for own in activations.T]
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
-
-
-def test_it_rises_from_one_cluster_to_two():
-    found = [
-        float(
-            torch.cat([soft_polysemanticity(*two_groups(distance, seed=seed), share=1 / 3) for seed in range(5)]).mean()
-        )
-        for distance in (0, 1, 2, 3, 4)
-    ]
-    assert found == sorted(found)
-    assert found[0] < 0.45 < 0.6 < found[-1] <= 1
-
-
-def test_it_is_the_share_of_2_means_where_the_top_and_its_groups_are_clear():
-    """With a top that is far above the rest and two tight groups, weights and assignments are nearly hard."""
-    rng = np.random.default_rng(1)
-    centres = np.array([[2, 1.5, 0, 0], [2, -1.5, 1, 0]])
-    rows = np.concatenate([centres[(np.arange(20) % 4 == 0).astype(int)], np.ones((40, 4))]) + 0.15 * rng.normal(
-        size=(60, 4)
+    count, ks = len(values), range(first.max() + 1)
+    distance = np.empty((count, len(ks)))
+    for j in ks:
+        share = np.where(np.pad(first, (0, count - TOP), constant_values=-1) == j, weights, 0)
+        share = share / share.sum()
+        distance[:, j] = [gram[i, i] - 2 * gram[i] @ share + share @ gram @ share for i in range(count)]
+    within = sum(weights[i] * distance[i, first[i]] for i in range(TOP))
+    parts = np.exp(-distance / (0.15 * within))
+    parts /= parts.sum(1, keepdims=True)
+    S = 0.0
+    for i in range(count):
+        for j in ks:
+            means = []
+            for other in ks:
+                share = weights * parts[:, other]
+                if other == j:
+                    share[i] = 0
+                means.append(share @ (1 - gram[i]) / share.sum())
+            near = min(means[o] for o in ks if o != j)
+            S += weights[i] * parts[i, j] * (near - means[j]) / max(near, means[j])
+    mean = np.eye(count) - np.outer(np.ones(count), weights)
+    clusters = mean @ sum(np.outer(parts[:, j], parts[:, j]) / (weights @ parts[:, j]) for j in ks) @ mean.T
+    classes = mean @ (labels[:, None] == labels).astype(float) @ mean.T
+    pairs, n = np.outer(weights, weights), 1 / (weights**2).sum()
+    trace, square, diagonal = zip(
+        *(
+            (n * weights @ np.diag(own), n**2 * (pairs * own**2).sum(), n * weights @ np.diag(own) ** 2)
+            for own in (clusters, classes)
+        ),
+        strict=True,
     )
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    activations = np.where(np.arange(60) < 20, 100.0, 0.0)[:, None] + rng.random((60, 1))
-    found = soft_polysemanticity(torch.from_numpy(activations), torch.from_numpy(rows), share=1 / 3)
-    weights = top_weights(torch.from_numpy(activations), 1 / 3)[0].numpy()
-    fit = KMeans(2, random_state=0).fit(rows, sample_weight=weights)
-    total = (weights[:, None] * (rows - np.average(rows, axis=0, weights=weights)) ** 2).sum()
-    assert float(found) == pytest.approx(1 - fit.inertia_ / total, abs=5e-3)
+    variance = 2 * np.prod([(n - 1) * two - one**2 for one, two in zip(trace, square, strict=True)])
+    variance /= (n - 1) ** 2 * (n + 1) * (n - 2)
+    rest = [
+        n * (n + 1) * own - (n - 1) * (one**2 + 2 * two) for one, two, own in zip(trace, square, diagonal, strict=True)
+    ]
+    variance += np.prod(rest) / ((n + 1) * n * (n - 1) * (n - 2) * (n - 3))
+    found = n**2 * (pairs * clusters * classes).sum() - np.prod(trace) / (n - 1)
+    Q = found / np.sqrt(max(variance, 0) + (n / 4) ** 2)
+    values = np.linalg.eigvalsh(np.sqrt(pairs) * (mean @ gram @ mean.T)).clip(0)
+    return S, Q, (values**8).sum() ** (1 / 8) / values.sum(), values.sum()
 
 
-def test_it_ranks_channels_as_the_best_silhouette_does():
-    """Channels with one to three groups, each at its own distance, against scikit-learn's best k."""
-    rng = np.random.default_rng(5)
-    soft, hard = [], []
-    for channel in range(40):
-        groups, distance = 1 + channel % 3, rng.uniform(0.5, 3)
-        centres = distance * np.linalg.qr(rng.normal(size=(8, 3)))[0].T[:groups]
-        rows = 0.5 * rng.normal(size=(90, 8))
-        rows[:30] += centres[np.arange(30) % groups]
-        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        activations = np.where(np.arange(90) < 30, 3.0, 0.0)[:, None] + rng.random((90, 1))
-        soft.append(float(soft_polysemanticity(torch.from_numpy(activations), torch.from_numpy(rows), share=1 / 3)))
-        fits = [KMeans(k, random_state=0).fit_predict(rows[:30]) for k in (2, 3)]
-        hard.append(max(silhouette_score(rows[:30], own, metric="cosine") for own in fits))
-    assert np.corrcoef(stats.rankdata(soft), stats.rankdata(hard))[0, 1] > 0.6
+@pytest.mark.parametrize("distance", [0.0, 1.5])
+def test_it_is_what_the_definition_says(distance):
+    activations, gram, labels = groups(distance, labelled=False)
+    found = measured(activations, gram, labels)
+    expected = [
+        replica(*(own.numpy() for own in parts), first)
+        for *parts, first in zip(activations, gram, labels, starts(gram), strict=True)
+    ]
+    rows = torch.stack([found.S, found.Q, found.spectrum[:, 1], found.spectrum[:, 2]], 1)
+    np.testing.assert_allclose(rows, np.array(expected), rtol=1e-6, atol=1e-7)
+    assert (found.spectrum[:, 0] == 1).all()
+
+
+def test_gradient_is_that_of_finite_differences():
+    activations, gram, labels = groups(1.0, count=3, labelled=False)
+    calibration = Calibration(torch.tensor([0.0, 0.8, -0.1]), torch.tensor([0.1, 0.05, -0.02]), 0.01, torch.ones(2))
+    free = activations.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: calibration(measured(x, gram, labels)).penalty, free, atol=1e-6)
+    (gradient,) = torch.autograd.grad(calibration(measured(free, gram, labels)).penalty.sum(), free)
+    assert (gradient.abs().amax(1) > 1e-3).all()
+
+
+def test_with_a_clear_top_and_groups_it_is_the_silhouette():
+    activations, gram, labels = groups(6.0)
+    activations[:, :TOP] += 1e4  # the rest weighs nothing
+    activations[:, :TOP] -= 1e-3 * activations[:, :TOP]
+    found = measured(activations, gram, labels)
+    expected = [
+        silhouette_score(1 - own[:TOP, :TOP].clamp(max=1), np.arange(TOP) % 2, metric="precomputed") for own in gram
+    ]
+    np.testing.assert_allclose(found.S, expected, atol=2e-3)
+
+
+def test_both_parts_rise_with_the_distance_of_groups_and_their_labels():
+    each = [measured(*groups(distance, count=20)) for distance in (0.0, 1.0, 2.0, 4.0)]
+    for name in ("S", "Q"):
+        means = [float(getattr(own, name).mean()) for own in each]
+        assert means == sorted(means)
+    assert float(each[-1].Q.mean()) > 5
+    activations, gram, labels = groups(4.0, count=200, labelled=False)
+    independent = measured(activations, gram, labels).Q
+    assert abs(float(independent.mean())) < 0.25  # less its mean, over its deviation
+    assert 0.7 < float(independent.std()) < 1.4
+    one_class = measured(activations, gram, torch.zeros_like(labels)).Q
+    assert one_class.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("case", ["balanced", "one of twelve", "many"])
+def test_agreement_is_in_deviations_of_permuted_labels(case):
+    rng = np.random.default_rng(0)
+    made = {"balanced": np.arange(TOP) % 2, "one of twelve": np.arange(TOP) // 11, "many": rng.integers(0, 4, TOP)}[
+        case
+    ]
+    labels = np.where(rng.random(TOP) < 0.2, 0, made) if case != "one of twelve" else made
+    weights = torch.full((1, TOP), 1 / TOP, dtype=torch.float64)
+    parts = torch.nn.functional.one_hot(torch.from_numpy(made)).double()[None]
+
+    def agreement(own):
+        return float(_agreement(torch.from_numpy(own[:, None] == own)[None].double(), weights, parts))
+
+    deviation = np.std([agreement(rng.permutation(labels)) for _ in range(2000)])
+    assert np.mean([agreement(rng.permutation(labels)) for _ in range(2000)]) == pytest.approx(0, abs=0.1)
+    assert 0.7 < deviation < 1.02  # less than 1 by what is added to the variance
+    assert agreement(labels) > 1.5
 
 
 def test_order_scale_and_shift_do_not_matter():
-    activations, rows = two_groups(2.0, channels=4)
-    expected = soft_polysemanticity(activations, rows)
-    order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(soft_polysemanticity(activations[order], rows[order]), expected)
-    torch.testing.assert_close(soft_polysemanticity(7 * activations - 40, rows), expected)
-    turn = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
-    torch.testing.assert_close(soft_polysemanticity(activations, rows @ turn), expected)
-    # without a leading axis to converge to
-    activations, rows = torch.randn(2, 60, 90, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    rows = normalize(rows, dim=1)
-    expected = soft_polysemanticity(activations, rows)
-    torch.testing.assert_close(soft_polysemanticity(activations[order], rows[order]), expected)
-    # a channel's value is its own
-    torch.testing.assert_close(soft_polysemanticity(activations[:, 2:3], rows), expected[2:3])
+    activations, gram, labels = groups(1.0)
+    expected = measured(activations, gram, labels)
+    order = torch.randperm(18, generator=torch.Generator().manual_seed(0))
+    for found in (
+        measured(7 * activations - 40, gram, labels),
+        measured(activations[:, order], gram[:, order][:, :, order], labels[:, order]),
+    ):
+        for name in ("S", "Q", "spectrum"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name))
 
 
-def test_descent_brings_a_channel_to_one_group():
-    rng = torch.Generator().manual_seed(4)
-    rows = 0.3 * torch.randn(60, 6, generator=rng)
-    rows[:, 0] += 2 * (torch.arange(60) % 2 * 2 - 1)
-    rows = normalize(rows, dim=1)
-    free = torch.randn(60, 5, generator=rng).requires_grad_()
+def test_descent_lowers_what_psi_is_made_of():
+    """Two thirds of a channel's top are of one group at first."""
+    activations, gram, labels = groups(1.5, count=8, images=60)
+    activations = activations + 0.5 * (labels == 0)
+    free = activations.clone().requires_grad_()
+    fit = Calibration(torch.tensor([0.0, 0.9, 0.0]), torch.tensor([0.05, 0.0, 0.0]), 0.01, torch.tensor([0.0, 1.0]))
 
-    def groups():
-        return (free.detach().topk(10, dim=0).indices % 2).float().mean(0)
-
-    assert ((groups() - 0.5).abs() < 0.45).all()
-    before = soft_polysemanticity(free, rows, share=1 / 6).detach()
-    optimiser = torch.optim.Adam([free], lr=0.05)
-    for _ in range(60):
+    before = fit(measured(free, gram, labels))
+    optimiser = torch.optim.Adam([free], lr=0.02)
+    for _ in range(80):
         optimiser.zero_grad()
-        soft_polysemanticity(free, rows, share=1 / 6).sum().backward()
+        fit(measured(free, gram, labels)).penalty.sum().backward()
         optimiser.step()
-    after = soft_polysemanticity(free, rows, share=1 / 6).detach()
-    assert (after < before - 0.2).all()
-    assert ((groups() - 0.5).abs() > 0.45).all()
+    after = fit(measured(free, gram, labels))
+    assert (after.penalty < before.penalty).all()
+    assert float((before.Q_z - after.Q_z).detach().mean()) > 1
+    assert float((before.S_z - after.S_z).detach().mean()) > 0.5
+
+
+def test_a_calibration_finds_the_lines_it_was_made_with():
+    rng = torch.Generator().manual_seed(0)
+    S, Q, share, variance, z = torch.rand(5, 50, generator=rng, dtype=torch.float64)
+    spectrum = torch.stack([torch.ones_like(S), share, variance], 1)
+    deviation = spectrum @ torch.tensor([0.1, 0.05, -0.04], dtype=torch.float64)
+    S = z * deviation + spectrum @ torch.tensor([0.2, 0.7, -0.1], dtype=torch.float64)
+    wanted = 0.5 + 2 * Q
+    wanted[3] = torch.nan  # left out
+    fit = calibrated(Measures(S, Q, spectrum), z, deviation, wanted)
+    found = fit(Measures(S, Q, spectrum))
+    torch.testing.assert_close(found.S_z, z)
+    torch.testing.assert_close(found.Q_z, 0.5 + 2 * Q)
+    assert fit.least == pytest.approx(float(deviation[torch.arange(50) != 3].min()) / 2)
+    with pytest.raises(InputError, match="needs at least 8 channels with finite z, got 7"):
+        calibrated(*(Measures(S[:8], Q[:8], spectrum[:8]), z[:8], deviation[:8], wanted[:8]))
+
+
+def test_scores_combine_as_psi_does():
+    z = torch.tensor([-2.0, 0.0, 3.0, 300.0], dtype=torch.float64)
+    found = SoftScores(z, torch.tensor([1.0, 0.0, 3.0, 400.0], dtype=torch.float64))
+    psi = 1 / (1 + np.exp(-z.numpy())) / (1 + np.exp(-found.Q_z.numpy()))
+    np.testing.assert_allclose(found.log_psi.exp(), psi)
+    hats = [1 / (1 + np.exp(-own.numpy()[:3])) for own in (z, found.Q_z)]
+    np.testing.assert_allclose(found.penalty[:3], -np.log(1 - hats[0]) - np.log(1 - hats[1]))
+    assert float(found.penalty[3]) == pytest.approx(700)  # where PSI is 1, its slope is not 0
 
 
 def test_weights_of_the_top():
-    rng = torch.Generator().manual_seed(0)
-    weights = top_weights(torch.randn(20000, 2, generator=rng), 0.05)
-    values = weights[0].sort(descending=True).values
-    assert values[999] > 0.5 > values[1000]
-    assert 0.2 < float(values[1000:].sum()) / 1000 < 0.6  # what the rest weighs
-    # the logit is linear in the activation: its mean over the top is 2
-    assert float(torch.logit(values[:1000].double()).mean()) == pytest.approx(2, abs=0.15)
+    values = torch.sort(torch.randn(50, 40, generator=torch.Generator().manual_seed(0)), dim=1, descending=True).values
+    weights = top_weights(values, TOP)
+    torch.testing.assert_close(weights.sum(1), torch.ones(50))
+    whole = weights / weights.amax(1, keepdim=True)
+    assert (whole[:, TOP - 1] > 0.5 * 0.999).all()
+    assert (whole[:, TOP] < 0.51).all()
+    assert (weights.diff(dim=1) <= 0).all()
+    count = 1 / weights.square().sum(1)
+    assert TOP < float(count.mean()) < 1.5 * TOP
 
 
 def test_degenerate_channels_have_a_value_and_a_gradient():
-    rows = normalize(torch.randn(20, 5, generator=torch.Generator().manual_seed(2)), dim=1)
-    for values in (
-        torch.ones(20, 1),
-        (torch.arange(20) == 3).float()[:, None],
-        (torch.arange(20) < 2).float()[:, None],
+    activations, gram, labels = groups(1.0, count=2)
+    for values, own in (
+        (torch.ones_like(activations), gram),
+        (activations, torch.ones_like(gram)),
+        ((torch.arange(18) < 3).double().expand(2, -1), gram),
     ):
         free = values.clone().requires_grad_()
-        for embeddings in (rows, rows[:1].expand(20, 5)):
-            found = soft_polysemanticity(free, embeddings, share=0.1)
-            (gradient,) = torch.autograd.grad(found.sum(), free)
-            assert 0 <= float(found.detach()) <= 1
+        found = measured(free, own, labels)
+        for part in (found.S, found.Q, found.spectrum):
+            (gradient,) = torch.autograd.grad(part.sum(), free, retain_graph=True, allow_unused=True)
+            assert torch.isfinite(part).all()
+            assert gradient is not None
             assert torch.isfinite(gradient).all()
 
 
+def test_it_follows_the_separation_over_its_null_of_the_same_spectrum():
+    """Channels of one stretched cloud and of two groups, of every share of the leading axis: only the second are polysemantic."""
+    rng = np.random.default_rng(3)
+    rows, several = [], []
+    for channel in range(160):
+        own = rng.normal(size=(18, 10)) * np.r_[1.0, np.full(9, rng.uniform(0.2, 0.7))]
+        if channel % 2:
+            own[:, 0] = np.where(np.arange(18) % 2, 1, -1) + 0.1 * rng.normal(size=18)
+        own += np.r_[np.zeros(9), 4.0]
+        rows.append(own)
+        several.append(channel % 2)
+    rows = normalize(torch.from_numpy(np.array(rows)), dim=2)
+    activations = torch.from_numpy(np.sort(rng.normal(size=(160, 18)), axis=1)[:, ::-1].copy())
+    found = measured(activations, rows @ rows.mT, torch.zeros(160, 18, dtype=torch.int64))
+    several = np.array(several, dtype=bool)
+    null = np.linalg.lstsq(found.spectrum[~several].numpy(), found.S[~several].numpy(), rcond=None)[0]
+    z = found.S.numpy() - found.spectrum.numpy() @ null
+    raw, calibrated_z = (
+        stats.mannwhitneyu(own[several], own[~several]).statistic / 80**2 for own in (found.S.numpy(), z)
+    )
+    assert calibrated_z > max(raw + 0.05, 0.8)
+
+
 @pytest.mark.parametrize(
-    ("activations", "embeddings", "options", "error"),
+    ("shapes", "options", "error"),
     [
-        ((4,), (4, 3), {}, r"expected activations \[B, C\] .* got \[4\] and \[4, 3\]"),
-        ((4, 2), (5, 3), {}, r"same B >= 3 images, got \[4, 2\] and \[5, 3\]"),
-        ((2, 2), (2, 3), {}, "B >= 3"),
-        ((4, 2), (4, 4), {}, "unit rows"),
-        ((4, 2), (4, 1), {"share": 1.0}, "share must lie in"),
-        ((4, 2), (4, 1), {"steps": 0}, "steps be at least 1"),
+        (
+            ((2, 18), (2, 18, 17), (2, 18)),
+            {},
+            r"expected activations \[C, M\].*got \[2, 18\], \[2, 18, 17\], \[2, 18\]",
+        ),
+        (((2, 18), (2, 18, 18), (2, 17)), {}, r"labels \[C, M\], got"),
+        (((2, 12), (2, 12, 12), (2, 12)), {}, r"at least 2 \* k_max = 6 and less than the 12 candidates, got 12"),
+        (((2, 18), (2, 18, 18), (2, 18)), {"top_k": 5}, "got 5"),
     ],
 )
-def test_bad_input_ends_in_one_line(activations, embeddings, options, error):
-    with pytest.raises((InputError, ConfigError), match=error):
-        soft_polysemanticity(torch.ones(activations), torch.ones(embeddings), **options)
+def test_bad_input_ends_in_one_line(shapes, options, error):
+    activations, gram, labels = (torch.ones(shape) for shape in shapes)
+    with pytest.raises(InputError, match=error):
+        measured(activations, gram, labels.long(), **options)
+    with pytest.raises(InputError, match="unit rows"):
+        measured(*(own * 2 for own in groups(1.0)[:2]), groups(1.0)[2])

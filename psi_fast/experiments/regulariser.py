@@ -6,47 +6,61 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 
 from psi_fast.errors import ConfigError, InputError
 from psi_fast.experiments.figures import COLOURS, GREY, error_bars, panels
+from psi_fast.experiments.lesson import Lesson, lesson
 from psi_fast.experiments.outcome import Finding, experiment
-from psi_fast.experiments.statistics import Claim, mean, paired, rank_correlation, rate
+from psi_fast.experiments.statistics import Claim, auroc, mean, paired, rank_correlation, rate
 from psi_fast.experiments.study import Study
 from psi_fast.experiments.tables import led_by, numbers
-from psi_fast.experiments.tuning import BATCH, RATE, Course, lesson
-from psi_fast.surrogate import soft_polysemanticity
+from psi_fast.experiments.tuning import BATCH, CHANNEL, RATE, Course
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-STUDY, UNTUNED = "study", "untuned"
-"""Conditions of the table beside the strengths: all of the study's images, and the network as it is on those held out."""
-MEASURES = {"psi": "PSI", "S": "S", "S_z": "S_z", "Q_z": "Q_z", "D_z": "D_z", "soft": "soft polysemanticity"}
+COMPARED, UNTUNED = "compared", "untuned"
+"""Conditions of the table beside the strengths: units that the stand-in is compared on, and the network as it is."""
+MEASURES = {"psi": "PSI", "S_z": "S_z", "Q_z": "Q_z", "D_z": "D_z", "soft": "stand-in"}
+PLANTED = {"mono": COLOURS[1], "poly2": COLOURS[2], "poly3": COLOURS[4], "random": COLOURS[6]}
+ENDS = -4, 8
+"""Of log-odds in the figure."""
 
 
 def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
     """A row of panels a layer: the stand-in against PSI, accuracy against PSI, and what fell with the strength."""
     layers = list(dict.fromkeys(table["layer"]))
     known = {one.name: one for one in claims}
-    with panels(3 * len(layers), rows=len(layers), width=3.3, height=2.8) as (figure, axes):
+    with panels(3 * len(layers), rows=len(layers), width=3.4, height=2.9) as (figure, axes):
         for row, layer in enumerate(layers):
             own = table[table["layer"] == layer]
-            names = [name for name in dict.fromkeys(own["condition"]) if name != STUDY]
-            _draw_scatter(axes[3 * row], pd.DataFrame(own[own["condition"] == STUDY]), layer, known)
+            names = [name for name in dict.fromkeys(own["condition"]) if name != COMPARED]
+            _draw_scatter(axes[3 * row], pd.DataFrame(own[own["condition"] == COMPARED]), layer, known)
             _draw_curve(axes[3 * row + 1], layer, names, known)
             _draw_changes(axes[3 * row + 2], layer, names[1:], known)
     return figure
 
 
 def _draw_scatter(panel: "Axes", rows: pd.DataFrame, layer: str, known: dict[str, Claim]) -> None:
-    panel.plot(rows["soft"], rows["log_psi"], "o", ms=3, alpha=0.6, mew=0, color=COLOURS[0])
-    rho = known[f"{layer}: rank correlation of soft polysemanticity with PSI"]
+    rows = pd.DataFrame(rows[~rows["fitted"].astype(bool)])
+    for kind, colour in ({CHANNEL: COLOURS[0]} | PLANTED).items():
+        own = rows[rows["kind"] == kind]
+        if len(own):
+            x, y = (_log_odds(numbers(own, name)).clip(*ENDS) for name in ("soft_log_psi", "log_psi"))
+            size, alpha = (2, 0.35) if kind == CHANNEL else (3, 0.7)
+            panel.plot(x, y, "o", ms=size, alpha=alpha, mew=0, color=colour, label=kind)
+    rho = known[f"{layer}: rank correlation of the stand-in with PSI, channels"]
+    panel.plot(ENDS, ENDS, lw=0.8, color="black")
     panel.set(
-        title=f"{layer}: {len(rows)} channels, rank correlation {rho.value:.2f}", xlabel="soft polysemanticity",
-        ylabel="ln PSI",
+        title=f"{layer}: rank correlation {rho.value:.2f} over {rho.count} channels",
+        xlabel="log-odds of the stand-in", ylabel="log-odds of PSI",
     )  # fmt: skip
+    panel.legend(fontsize=7, markerscale=1.6, handletextpad=0.1, loc="upper left")
+
+
+def _log_odds(log_psi: np.ndarray) -> np.ndarray:
+    return log_psi - np.log(-np.expm1(np.minimum(log_psi, -1e-12)))
 
 
 def _draw_curve(panel: "Axes", layer: str, names: Sequence[str], known: dict[str, Claim]) -> None:
@@ -57,10 +71,8 @@ def _draw_curve(panel: "Axes", layer: str, names: Sequence[str], known: dict[str
         colour = GREY if name == UNTUNED else COLOURS[0]
         (across, up) = (error_bars([one])[1] for one in (x, y))
         panel.errorbar(x.value, y.value, xerr=across, yerr=up, fmt="o", ms=4, lw=0.8, color=colour, alpha=0.8)
-        place = (-5, 5) if name == UNTUNED else (5, 5)
         panel.annotate(
-            name, (x.value, y.value), xytext=place, textcoords="offset points", fontsize=7,
-            ha="right" if name == UNTUNED else "left", color=colour,
+            name, (x.value, y.value), xytext=(5, 4), textcoords="offset points", fontsize=7, color=colour
         )  # fmt: skip
     panel.set(title="tuned at each strength, images held out", xlabel="mean PSI", ylabel="accuracy")
 
@@ -77,7 +89,7 @@ def _draw_changes(panel: "Axes", layer: str, names: Sequence[str], known: dict[s
             panel.errorbar(places, values, yerr=reach, fmt="o-", ms=3.5, lw=1, color=colour, label=label)
     panel.axhline(0, color="black", lw=0.8)
     panel.set_xticks(range(len(names)), names)
-    panel.set(title="mean of the channels' z", xlabel="strength", xlim=(-0.4, len(names) - 0.6))
+    panel.set(title="mean of the channels' z, images held out", xlabel="strength", xlim=(-0.4, len(names) - 0.6))
     panel.legend(fontsize=7)
 
 
@@ -85,16 +97,16 @@ def _draw_changes(panel: "Axes", layer: str, names: Sequence[str], known: dict[s
 def regulariser(
     study: Study,
     *,
-    strengths: tuple[float, ...] = (0.0, 10.0, 100.0, 1000.0),
-    steps: int = 100,
-    channel_count: int = 200,
-    image_count: int = 4000,
+    strengths: tuple[float, ...] = (0.0, 0.3, 3.0, 30.0),
+    steps: int = 60,
+    channel_count: int = 640,
+    image_count: int = 2500,
 ) -> Finding:
     """Accuracy against PSI when a layer and what follows it are tuned to lower a differentiable stand-in for PSI.
 
-    The stand-in is `psi_fast.surrogate.soft_polysemanticity`, first compared with PSI over the channels. Then copies of the
-    network are tuned on half of the images, from the layer on, by cross-entropy plus strength times the stand-in's mean over
-    the layer's channels, and scored on the other half.
+    The stand-in (`psi_fast.surrogate`) is calibrated on half of the channels and of planted units, and compared with PSI on the
+    other half. Then copies of the network are tuned on half of the images, from the layer on, by cross-entropy plus strength
+    times the channels' mean penalty, and scored on the other half.
 
     Parameters
     ----------
@@ -105,9 +117,9 @@ def regulariser(
     steps : int
         Batches of 256 images at each strength.
     channel_count : int
-        Channels of each layer that are scored, evenly over it; the penalty is on all.
+        Channels of each layer that are scored after tuning, evenly over it; the penalty is on all.
     image_count : int
-        Images to tune and test on, half each.
+        Images to tune and test on, half each, in whole classes.
     """
     _check(strengths, steps, channel_count, image_count)
     own = lesson(study, image_count)
@@ -115,60 +127,34 @@ def regulariser(
     for layer in study.layers:
         course = Course(study, layer, own, steps)
         ids = study.spread(layer, channel_count)
-        parts = {STUDY: compared(study, course, ids)}
-        correct = {}
+        with study.bars.stage(f"comparing {layer}"):
+            compared = course.stand_in
+        parts, correct = {}, {}
         conditions = {UNTUNED: None} | {f"{strength:g}": strength for strength in strengths}
         for name, strength in conditions.items():
             with study.bars.stage(f"tuning {layer}"):
-                correct[name] = course.tuned(strength).correct
+                correct[name] = course.correct(strength)
             parts[name] = course.scores(strength, ids)
-        rows = pd.concat([part.assign(layer=layer, condition=name) for name, part in parts.items()], ignore_index=True)
-        rows = _scored_in_all(rows.dropna(subset="log_psi"), len(parts))
+        rows = pd.concat([part.assign(condition=name, kind=CHANNEL) for name, part in parts.items()], ignore_index=True)
+        rows = pd.DataFrame(rows[rows.groupby("channel")["condition"].transform("size") == len(parts)])
         if rows["channel"].nunique() < 4:
             raise InputError(
                 f"fewer than 4 of {len(ids)} channels of {layer} are scored at every strength (the others are dead or have too "
                 "few patches); choose another layer, lower the strengths or raise channel_count"
             )
-        made = _claims(rows, correct, layer, study.config.seed)
-        tables.append(led_by(rows, "layer", "condition"))
+        made = _stand_in_claims(compared, layer, study.config.seed)
+        made += _tuning_claims(rows, correct, layer, study.config.seed)
+        whole = pd.concat([compared.assign(condition=COMPARED), rows], ignore_index=True).assign(layer=layer)
+        tables.append(led_by(whole, "layer", "condition", "kind"))
         claims += made
-        told.append(_told(layer, list(conditions), {one.name.removeprefix(f"{layer}: "): one for one in made}))
-    asked = (
-        "Can PSI be lowered by training, and at what cost? *Soft polysemanticity* stands in for PSI: the share of the variance "
-        "among a channel's softly chosen top images that lies between two soft clusters of them. Copies of the network were "
-        f"tuned from the layer on: {steps} steps of Adam (rate {RATE:g}, {min(BATCH, len(own.train))} images each) on "
-        f"{len(own.train)} images, cross-entropy over the {len(own.outputs)} classes plus *strength* times the mean soft "
-        f"polysemanticity of the layer's channels, batch norms in eval mode. Accuracy and PSI are of {len(own.held)} images held "
-        "out, PSI with whole images as patches and one centre for all strengths; *untuned* is the network as it is. "
-        "Differences are paired, by channel or image, with tuning at strength 0."
-    )
-    return Finding(pd.concat(tables, ignore_index=True), claims, "\n\n".join([asked, *told]))
-
-
-def compared(study: Study, course: Course, channels: np.ndarray) -> pd.DataFrame:
-    """PSI of the channels in the study beside soft polysemanticity of all images (`soft`), and of batches (`soft_batches`).
-
-    All images: those that `course` has embeddings of, with top_k of the study's images as the share that counts as top.
-    """
-    table = study.evaluation(course.layer, channels=channels).table
-    images = np.concatenate([course.own.train, course.own.held])
-    order = np.argsort(study.channels(course.layer))
-    columns = order[np.searchsorted(study.channels(course.layer), channels, sorter=order)]
-    maxima = study.survey(course.layer).maxima[torch.from_numpy(images)][:, columns]
-    share = min(max(study.config.top_k / len(images), 2 / len(images)), 0.5)
-    with torch.no_grad():
-        soft = soft_polysemanticity(maxima, course.embeddings(images), share=share)
-    kept = ["channel", "psi", "log_psi", "S", *(name for name in ("S_z", "Q_z", "D_z") if name in table)]
-    return (
-        table[kept].assign(soft=soft.numpy(), soft_batches=course.soft(maxima, images).numpy()).reset_index(drop=True)
-    )
+        told += _told(layer, list(conditions), {one.name.removeprefix(f"{layer}: "): one for one in made})
+    return Finding(pd.concat(tables, ignore_index=True), claims, "\n\n".join([_asked(own, steps), *told]))
 
 
 def _check(strengths: Sequence[float], steps: int, channel_count: int, image_count: int) -> None:
-    rising = all(low < high for low, high in pairwise(strengths))
-    if len(strengths) < 2 or strengths[0] != 0 or not rising or not np.isfinite(strengths).all():
+    if len(strengths) < 2 or strengths[0] != 0 or any(a >= b for a, b in pairwise(strengths)):
         raise ConfigError(
-            f"strengths must ascend from 0, which the others are compared with, such as 0 10 100; got {tuple(strengths)}"
+            f"strengths must ascend from 0, the reference, and be two at least, got {', '.join(f'{own:g}' for own in strengths)}"
         )
     if steps < 1 or channel_count < 4 or image_count < 2:
         raise ConfigError(
@@ -177,29 +163,42 @@ def _check(strengths: Sequence[float], steps: int, channel_count: int, image_cou
         )
 
 
-def _scored_in_all(rows: pd.DataFrame, parts: int) -> pd.DataFrame:
-    """The rows of the channels that have a PSI in every part, so that every comparison is of the same ones."""
-    return rows[rows.groupby("channel")["condition"].transform("size") == parts].reset_index(drop=True)
-
-
-def _claims(rows: pd.DataFrame, correct: dict[str, np.ndarray], layer: str, seed: int) -> list[Claim]:
-    """The numbers of one layer."""
-    parts = {str(name): own.set_index("channel") for name, own in rows.groupby("condition", sort=False)}
-    held = {name: label for name, label in MEASURES.items() if name in rows}
-    whole = parts.pop(STUDY)
-    compared = {"soft": "soft polysemanticity", "soft_batches": "that of batches", "S": "S"}
+def _stand_in_claims(compared: pd.DataFrame, layer: str, seed: int) -> list[Claim]:
+    """How the stand-in follows PSI, over the units that it was not calibrated on."""
+    rest = pd.DataFrame(compared[~compared["fitted"].astype(bool)])
+    kinds = {str(kind): pd.DataFrame(rows) for kind, rows in rest.groupby("kind", sort=False)}
+    channels = kinds[CHANNEL]
+    pairs = {"PSI": ("soft_log_psi", "log_psi"), "S_z": ("soft_S_z", "S_z"), "Q_z": ("soft_Q_z", "Q_z")}
     found = [
         rank_correlation(
-            f"{layer}: rank correlation of {what} with {label}", numbers(whole, one), numbers(whole, other), seed=seed
+            f"{layer}: rank correlation of the stand-in with {what}, channels", *(numbers(channels, own) for own in pair),
+            seed=seed,
         )
-        for one, what in compared.items()
-        for other, label in {"log_psi": "PSI", "S_z": "S_z", "S": "S"}.items()
-        if one != other and other in whole
-    ]
+        for what, pair in pairs.items()
+    ]  # fmt: skip
+    if len(kinds) > 1:
+        whole = (numbers(rest, own) for own in pairs["PSI"])
+        name = f"{layer}: rank correlation of the stand-in with PSI, channels and planted units"
+        found.append(rank_correlation(name, *whole, seed=seed))
+    for poly in (kind for kind in kinds if kind.startswith("poly")):
+        for other in ("mono", "random"):
+            for what, column in (("the stand-in", "soft_log_psi"), ("PSI", "log_psi")):
+                own = (numbers(kinds[kind], column) for kind in (poly, other))
+                found.append(auroc(f"{layer}: AUROC of {what}, {poly} / {other}", *own, seed=seed))
+    return found
+
+
+def _tuning_claims(rows: pd.DataFrame, correct: dict[str, np.ndarray], layer: str, seed: int) -> list[Claim]:
+    """Accuracy and scores at each strength, and what they differ by from strength 0."""
+    parts = {str(name): own.set_index("channel") for name, own in rows.groupby("condition", sort=False)}
+    held = {name: label for name, label in MEASURES.items() if name in rows}
     base, *others = [name for name in parts if name != UNTUNED]
+    found = []
     for name, own in parts.items():
         found.append(rate(f"{layer}: accuracy, {name}", int(correct[name].sum()), len(correct[name])))
         found += [mean(f"{layer}: mean {label}, {name}", own[m].to_numpy(), seed=seed) for m, label in held.items()]
+        over = (own[m].to_numpy() for m in ("soft_log_psi", "log_psi"))
+        found.append(rank_correlation(f"{layer}: rank correlation of the stand-in with PSI, {name}", *over, seed=seed))
     for name in (UNTUNED, *others):
         gap = correct[name].astype(np.float64) - correct[base]
         found.append(paired(f"{layer}: accuracy less strength 0's, {name}", gap, seed=seed))
@@ -209,37 +208,63 @@ def _claims(rows: pd.DataFrame, correct: dict[str, np.ndarray], layer: str, seed
             )
             for m, label in held.items()
         ]
-    last, first = parts[others[-1]], parts[base]
-    change = f"{layer}: rank correlation of the changes of soft polysemanticity and PSI, {others[-1]}"
-    soft, log_psi = ((last[m] - first[m]).to_numpy() for m in ("soft", "log_psi"))
-    found.append(rank_correlation(change, soft, log_psi, seed=seed))
+    for name in others:
+        change = f"{layer}: rank correlation of the changes of stand-in and PSI, {name}"
+        both = ((parts[name][m] - parts[base][m]).to_numpy() for m in ("soft_log_psi", "log_psi"))
+        found.append(rank_correlation(change, *both, seed=seed))
     return found
 
 
-def _told(layer: str, names: Sequence[str], own: dict[str, Claim]) -> str:
-    """A paragraph on one layer."""
-    rho, batches, of_s = (
-        own[f"rank correlation of {one} with PSI"] for one in ("soft polysemanticity", "that of batches", "S")
+def _asked(own: Lesson, steps: int) -> str:
+    return (
+        "Can PSI be lowered by training, and at what cost? The *stand-in* is differentiable in a channel's activations: its top "
+        "images are weighted by a sigmoid around the border of the top and assigned softly to clusters in their Gram matrix; the "
+        "clusters' silhouette, less what the matrix's spectrum lets expect of it without clusters, stands for the z of S, the "
+        "clusters' dependence on the labels for the z of Q, and the product of both sigmoids for PSI (D is left out). It is "
+        "calibrated on every second channel and planted unit (*mono*: one class logit, *poly m*: the maximum of m, *random* "
+        "images), and compared with PSI on the others.\n\n"
+        f"Copies of the network were tuned from the layer on: {steps} steps of Adam (rate {RATE:g}, "
+        f"{min(BATCH, len(own.train))} images each) on {len(own.train)} images of {len(own.outputs)} classes, cross-entropy plus "
+        "*strength* times the channels' mean of -ln(1 - sigmoid) of both z, batch norms in eval mode. Accuracy (among "
+        f"these classes) and PSI are of {len(own.held)} other images of the same classes, with whole images as patches and tops "
+        f"of {own.top}, four fifths of a class at most, so that a channel can be one of a single class; *untuned* is the network "
+        "as it is. Differences are paired, by channel or image, with tuning at strength 0."
     )
-    with_z, with_s = (own[f"rank correlation of soft polysemanticity with {one}"] for one in ("S_z", "S"))
+
+
+def _told(layer: str, names: Sequence[str], own: dict[str, Claim]) -> list[str]:
+    """Paragraphs on one layer."""
+    rho, of_s, of_q = (own[f"rank correlation of the stand-in with {what}, channels"] for what in ("PSI", "S_z", "Q_z"))
     verdict = "follows" if rho.low > 0 else "runs against" if rho.high < 0 else "does not follow"
+    told = (
+        f"In {layer}, the stand-in {verdict} PSI over {rho.count} channels that it was not calibrated on: rank correlation "
+        f"{rho.value:.2f} ({rho.low:.2f} to {rho.high:.2f}), of its parts with the z of S {of_s.value:.2f} and of Q "
+        f"{of_q.value:.2f}"
+    )
+    both = own.get("rank correlation of the stand-in with PSI, channels and planted units")
+    if both is not None:
+        told += f"; with planted units among them {both.value:.2f} ({both.low:.2f} to {both.high:.2f})"
+    apart = [
+        f"{name.removeprefix('AUROC of the stand-in, ')} {one.value:.3f} ({one.low:.3f} to {one.high:.3f}; PSI "
+        f"{own[name.replace('the stand-in', 'PSI')].value:.3f})"
+        for name, one in own.items()
+        if name.startswith("AUROC of the stand-in")
+    ]
+    told += f". It tells planted units apart with AUROC {'; '.join(apart)}." if apart else "."
     base, *others = names[1:]
     each = [
         f"at strength {name} accuracy is {own[f'accuracy, {name}'].value:.1%} ({accuracy.value:+.1%}, p {accuracy.p:.2g}), mean "
-        f"PSI {own[f'mean PSI, {name}'].value:.3f} ({psi.value:+.3f}, {psi.low:+.3f} to {psi.high:+.3f}, p {psi.p:.2g}), soft "
-        f"polysemanticity {own[f'mean soft polysemanticity, {name}'].value:.3f} ({soft.value:+.3f})"
+        f"PSI {own[f'mean PSI, {name}'].value:.3f} ({psi.value:+.3f}, {psi.low:+.3f} to {psi.high:+.3f}, p {psi.p:.2g}), the "
+        f"stand-in {own[f'mean stand-in, {name}'].value:.3f} ({soft.value:+.3f}); over channels, both changes have a rank "
+        f"correlation of {own[f'rank correlation of the changes of stand-in and PSI, {name}'].value:.2f}"
         for name in others
         for accuracy, psi, soft in [
-            [own[f"{what} less strength 0's, {name}"] for what in ("accuracy", "PSI", "soft polysemanticity")]
+            [own[f"{what} less strength 0's, {name}"] for what in ("accuracy", "PSI", "stand-in")]
         ]
     ]
-    last = own[f"rank correlation of the changes of soft polysemanticity and PSI, {others[-1]}"]
-    return (
-        f"In {layer}, soft polysemanticity {verdict} PSI over channels: its rank correlation with PSI is {rho.value:.2f} "
-        f"({rho.low:.2f} to {rho.high:.2f}), with S {with_s.value:.2f}, with the z of S {with_z.value:.2f}; S itself has one of "
-        f"{of_s.value:.2f} with PSI, which calibrates it; the mean of batches, as in training, has one of {batches.value:.2f} "
-        f"with PSI. The untuned network has an accuracy of {own[f'accuracy, {UNTUNED}'].value:.1%} and a mean PSI of "
+    tuned = (
+        f"The untuned network has an accuracy of {own[f'accuracy, {UNTUNED}'].value:.1%} and a mean PSI of "
         f"{own[f'mean PSI, {UNTUNED}'].value:.3f}; tuned without a penalty, {own[f'accuracy, {base}'].value:.1%} and "
-        f"{own[f'mean PSI, {base}'].value:.3f}; {'; '.join(each)}. Over channels, changes of soft polysemanticity and of ln "
-        f"PSI at strength {others[-1]} have a rank correlation of {last.value:.2f} (p {last.p:.2g})."
+        f"{own[f'mean PSI, {base}'].value:.3f}; {'; '.join(each)}."
     )
+    return [told, tuned]

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import product
 from typing import Any
 
 import torch
@@ -26,8 +27,8 @@ class _Stop(BaseException):
 class Tail:
     """A copy of a network, of which the layer and what follows it are computed from what reaches the layer.
 
-    The layers in front run on blank images, as small as the network takes, and their output is not used: the layer is given
-    what `reach` found for real images. The copy is in eval mode throughout: batch norms keep their statistics.
+    The layers in front run on blank images, as few and small as the network takes, and their output is not used: the layer is
+    given what `reach` found for real images. The copy is in eval mode throughout: batch norms keep their statistics.
 
     Parameters
     ----------
@@ -65,7 +66,7 @@ class Tail:
                 f"{network.name} must end in logits [B, classes] to be trained, got {shape}; give a classifier"
             )
         self.outputs = expected.shape[1]
-        self._blank = self._smallest_blank(images, expected)
+        self._blank, self._one = self._least_blanks(images, expected)
         self.parameters = self._behind(images)
 
     def reach(self, images: torch.Tensor) -> torch.Tensor:
@@ -97,21 +98,23 @@ class Tail:
 
             return forward
 
-        blank = torch.zeros(len(reached), 3, self._blank, self._blank, device=reached.device)
+        blank = torch.zeros(1 if self._one else len(reached), 3, self._blank, self._blank, device=reached.device)
         with self._instead(relay):
             logits = self._module(blank)
         return layout_of(tuple(seen[0].shape[1:])).to_positions(seen[0]), logits
 
-    def _smallest_blank(self, images: torch.Tensor, expected: torch.Tensor) -> int:
-        """Side of the smallest blank images with which the logits are the network's own."""
+    def _least_blanks(self, images: torch.Tensor, expected: torch.Tensor) -> tuple[int, bool]:
+        """Side of the smallest blank images with which the logits are the network's own, and whether one of them is enough."""
         with torch.no_grad():
             reached = self.reach(images)
-            for side in sorted({min(BLANK, images.shape[2]), images.shape[2]}):
-                self._blank = side
-                with suppress(RuntimeError, ValueError, AssertionError, IndexError):  # images of that size do not fit
+            for side, one in product(sorted({min(BLANK, images.shape[2]), images.shape[2]}), (True, False)):
+                self._blank, self._one = side, one
+                with suppress(RuntimeError, ValueError, AssertionError, IndexError):  # such images do not fit
                     _, logits = self(reached)
-                    if torch.allclose(logits, expected, rtol=0, atol=EXACT * float(expected.std())):
-                        return side
+                    if logits.shape == expected.shape and torch.allclose(
+                        logits, expected, rtol=0, atol=EXACT * float(expected.std())
+                    ):
+                        return side, one
         raise InputError(
             f"the logits of {self._where.partition(' of ')[2]} depend on the image in another way than through "
             f"{self._where.partition(' of ')[0]}, such as a connection around it; choose a layer that all passes through"

@@ -1,6 +1,8 @@
-"""Fine-tuning with a penalty on a layer's soft polysemanticity, and what the tuned layer does on images held out."""
+"""Fine-tuning with a penalty on a layer's stand-in for PSI, and what the tuned layer does on images held out."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -8,124 +10,38 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from psi_fast.errors import InputError
-from psi_fast.evaluation import Background, evaluate, without
-from psi_fast.experiments.breadth import class_concepts
+from psi_fast.experiments.lesson import Lesson
 from psi_fast.experiments.shelf import content
+from psi_fast.experiments.stand_in import Scoring, fitted, with_stand_in
 from psi_fast.experiments.study import Study
 from psi_fast.experiments.tail import Tail
-from psi_fast.forward import autocast
-from psi_fast.mining import rank_maxima
-from psi_fast.pipeline import RANDOM_POOL, used_rows
-from psi_fast.results import PatchEmbeddings
-from psi_fast.surrogate import soft_polysemanticity
+from psi_fast.forward import Pace, autocast
+from psi_fast.surrogate import Calibration
 
 BATCH = 256
-LEAST_TOP = 8
-"""Images of a batch that count as a channel's top, at least."""
-RATE = 3e-4
+RATE = 1e-3
 """Learning rate of Adam."""
 CHECKED = 8
 """Images on which the tail is compared with the whole network."""
 ROOM = 4 * 2**30
 """Bytes that what reaches the layer may take."""
+CHANNEL = "channel"
+"""Kind of the units that are channels."""
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """Images to train on and to test on, with what stays the same of them.
-
-    train, held : [n] and [m] int64, images of the study
-    classes : [N] int64, of every image of the study, the place of its class in `outputs`; -1 where the network lacks it
-    outputs : [c] int64, the network's outputs that are classes of the images
-    rows : [N, d] float32 unit embeddings of whole images, zero beside `train` and `held`
-    centre : [d] float64, their mean, which is subtracted where the study centres
-    """
-
-    train: np.ndarray
-    held: np.ndarray
-    classes: np.ndarray
-    outputs: np.ndarray
-    rows: torch.Tensor
-    centre: torch.Tensor
-
-    def mark(self) -> str:
-        """What tells it from others."""
-        arrays = {name: torch.from_numpy(getattr(self, name)) for name in ("train", "held", "classes", "outputs")}
-        return content(arrays | {"rows": self.rows, "centre": self.centre})
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What a tuned layer does on the m images held out.
+class Passed:
+    """What a layer does on m images.
 
     maxima, positions : [m, C] float32 and int64 of each channel
     lowest : [C] float32, over images and positions
-    correct : [m] bool, whether the logits are largest for the image's class
+    logits : [m, c] float32, of the lesson's outputs
     """
 
     maxima: torch.Tensor
     positions: torch.Tensor
     lowest: torch.Tensor
-    correct: np.ndarray
-
-
-def lesson(study: Study, count: int) -> Lesson:
-    """A seeded choice of at most `count` images whose class the network knows, half to train on, half held out.
-
-    Raises
-    ------
-    InputError
-        The images have no labels, the network's outputs have no names or too few of the classes' names, or fewer than top_k
-        images would be held out.
-    """
-    labels, images, network = study.labels, study.subject.images, study.subject.network
-    names = images.class_names or []
-    keys = images.class_keys or names
-    if network.class_names is None:
-        raise InputError(
-            f"the outputs of {network.name} have no names, so the images' classes cannot be found among them; give a "
-            "psi_fast.Network with class_names"
-        )
-    found = class_concepts(names, keys, network.class_names)
-    places = np.array([own[0] if len(own) == 1 else -1 for own in found], dtype=np.int64)
-    outputs = np.unique(places[np.unique(labels)])
-    outputs = outputs[outputs >= 0]
-    if len(outputs) < 2:
-        raise InputError(
-            f"{len(outputs)} of {len(names)} classes of the images, such as {', '.join(map(repr, names[:3]))}, are outputs of "
-            f"{network.name}, such as {', '.join(map(repr, network.class_names[:3]))}; give images of classes that it knows"
-        )
-    known = places[labels]
-    classes = np.where(known >= 0, np.searchsorted(outputs, known), -1)
-    chosen = np.random.default_rng(study.config.seed).permutation(np.flatnonzero(known >= 0))[:count]
-    train, held = np.sort(chosen[: len(chosen) // 2]), np.sort(chosen[len(chosen) // 2 :])
-    if len(train) < study.config.top_k or len(train) < 2 * LEAST_TOP:
-        raise InputError(
-            f"{len(train)} images to train on and {len(held)} held out are too few for top_k {study.config.top_k}; give more "
-            "images of classes that the network knows, raise image_count or lower top_k"
-        )
-    both = np.concatenate([train, held])
-    size, side = network.preprocess.size, study.squares.side
-    box = network.preprocess.to_image(np.array([0.0, 0, size, size]), np.array([side, side]))
-    unique, index = study.embed(both, np.tile(box, (len(both), 1)))
-    rows = unique.new_zeros(len(labels), unique.shape[1])
-    rows[both] = unique[index]
-    return Lesson(train, held, classes, outputs, rows, rows[both].double().mean(0))
-
-
-def seen(study: Study, own: Lesson) -> torch.Tensor:
-    """Embeddings [N, d] of the images as PSI sees them: centred where the study centres; zero where there is none."""
-    if not study.config.center:
-        return own.rows
-    found = torch.zeros_like(own.rows)
-    both = np.concatenate([own.train, own.held])
-    found[both] = without(own.rows[both], own.centre)
-    return found
-
-
-def top_share(study: Study, images: int, batch: int) -> float:
-    """The share of a batch that counts as a channel's top: as top_k of the images, and LEAST_TOP images at least."""
-    return min(max(study.config.top_k / images, LEAST_TOP / batch), 0.5)
+    logits: torch.Tensor
 
 
 class Course:
@@ -142,88 +58,82 @@ class Course:
     def __init__(self, study: Study, layer: str, own: Lesson, steps: int) -> None:
         self.study, self.layer, self.own, self.steps = study, layer, own, steps
         self.batch = min(BATCH, len(own.train))
-        self.share = top_share(study, len(own.train), self.batch)
+        self.scoring = Scoring(study, own)
         self._reached: torch.Tensor | None = None
-        self._rows = seen(study, own)
         self._about = {
             "network": study.subject.fingerprints["network"],
             "images": study.subject.fingerprints["images"],
             "side": study.squares.side,
             "layer": layer,
-            "pace": str(study.survey(layer).pace),
+            "pace": str(study.subject.pace),
             "device": study.subject.device.type,
             "code": study.subject.fingerprints["code"],
             "lesson": own.mark(),
             "channels": study.channels(layer).tolist(),
-            "training": [steps, self.batch, self.share, RATE, study.config.seed, study.config.center],
         }
 
-    def tuned(self, strength: float | None) -> Tuned:
-        """The layer after tuning with a penalty of that strength; None for the network as it is."""
+    @cached_property
+    def start(self) -> Passed:
+        """The layer as it is, on the images to train on."""
+        return self._held("tuning-start", {}, lambda: self._passed(self._tail(), slice(len(self.own.train))))
 
-        def make() -> dict[str, torch.Tensor]:
+    @cached_property
+    def stand_in(self) -> pd.DataFrame:
+        """The layer's channels as they are and planted units, on the images to train on: PSI and its stand-in, a row each.
+
+        `fitted` is true of every second row of each kind: the stand-in was calibrated on these.
+        """
+        return with_stand_in(self._units, self.calibration)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """The stand-in's, by every second channel and every second planted unit."""
+        return fitted(pd.DataFrame(self._units[self._units["fitted"]]))
+
+    @cached_property
+    def _units(self) -> pd.DataFrame:
+        start, train = self.start, self.own.train
+
+        def make() -> pd.DataFrame:
+            ids = self.study.channels(self.layer)
+            found = self.scoring.channels(start.maxima, start.positions, start.lowest, train, ids).assign(kind=CHANNEL)
+            found = pd.concat([found, self.scoring.planted(start.logits, train)], ignore_index=True)
+            return found.assign(fitted=found.groupby("kind").cumcount() % 2 == 0)
+
+        return self.study.shelf.table("stand-in", self._about | self.scoring.about, make)
+
+    def tuned(self, strength: float | None) -> Passed:
+        """The layer after tuning with a penalty of that strength, on the images held out; None for the network as it is."""
+
+        def make() -> Passed:
             tail = self._tail()
             if strength is not None:
                 self._train(tail, strength)
-            return self._tested(tail)
+            return self._passed(tail, slice(len(self.own.train), None))
 
-        found = self.study.shelf.tensors("tuned", self._about | {"strength": strength}, make)
-        correct = found.pop("correct").bool().numpy()
-        return Tuned(found["maxima"], found["positions"].long(), found["lowest"], correct)
+        about = {"training": [self.steps, self.batch, RATE, self.study.config.seed], "strength": strength}
+        return self._held("tuned", about | (self.scoring.about if strength else {}), make)
+
+    def correct(self, strength: float | None) -> np.ndarray:
+        """Whether the largest logit of each image held out is its class's, [m] bool."""
+        return self.tuned(strength).logits.argmax(1).numpy() == self.own.classes[self.own.held]
 
     def scores(self, strength: float | None, channels: np.ndarray) -> pd.DataFrame:
-        """PSI and soft polysemanticity of the channels, on the images held out; a row a channel."""
-        about = self._about | {
-            "strength": strength,
-            "scored": channels.tolist(),
-            "encoder": self.study.mark(self.study.subject.encoder),
-            "text": [content({"rows": self.study.text.embeddings}), list(self.study.text.names)],
-            "config": {k: v for k, v in self.study.config.to_dict().items() if k not in ("batch_size", "backend")},
-        }
-        return self.study.shelf.table("tuned-scores", about, lambda: self._scored(self.tuned(strength), channels))
+        """PSI of the channels and its stand-in, on the images held out; a row a channel that is no dead one."""
+        found = self.tuned(strength)
+        order = np.argsort(self.study.channels(self.layer))
+        own = order[np.searchsorted(self.study.channels(self.layer), channels, sorter=order)]
+        about = self._about | self.scoring.about | {"scored": channels.tolist(), "seen": content(vars(found))}
 
-    def soft(self, maxima: torch.Tensor, images: np.ndarray) -> torch.Tensor:
-        """Soft polysemanticity [C] of maxima [n, C] of these images, the mean over seeded batches as in training."""
-        order = np.random.default_rng(self.study.config.seed).permutation(len(images))
-        size = min(self.batch, len(images))
-        batches = [order[first : first + size] for first in range(0, len(order) - size + 1, size)]
-        with torch.no_grad():
-            found = [soft_polysemanticity(maxima[rows], self._rows[images[rows]], share=self.share) for rows in batches]
-        return torch.stack(found).mean(0)
+        def make() -> pd.DataFrame:
+            parts = found.maxima[:, own], found.positions[:, own], found.lowest[own]
+            return self.scoring.channels(*parts, self.own.held, channels)
 
-    def embeddings(self, images: np.ndarray) -> torch.Tensor:
-        """Unit embeddings [n, d] of these images as PSI sees them: centred where the study centres."""
-        return self._rows[images]
+        return with_stand_in(self.study.shelf.table("tuned-scores", about, make), self.calibration)
 
-    def _scored(self, tuned: Tuned, channels: np.ndarray) -> pd.DataFrame:
-        study, held = self.study, self.own.held
-        order = np.argsort(study.channels(self.layer))
-        columns = order[np.searchsorted(study.channels(self.layer), channels, sorter=order)]
-        maxima = tuned.maxima[:, columns]
-        names = [study.subject.images.names[image] for image in held]
-        labels = study.labels[held]
-        top = rank_maxima(
-            maxima, tuned.positions[:, columns], tuned.lowest[columns], channels, names, study.config, labels
-        )
-        images = np.where(top.dead[:, None], -1, top.images)
-        rows, index = used_rows(self.own.rows[held], images)
-        pool = np.random.default_rng(study.config.seed).permutation(len(held))[:RANDOM_POOL]
-        found = evaluate(
-            PatchEmbeddings(rows, index, torch.from_numpy(channels)),
-            torch.from_numpy(labels[top.images]),
-            study.text,
-            Background(self.own.rows[held[pool]], torch.from_numpy(labels[pool])),
-            study.config,
-            study.subject.device,
-            study.bars,
-            dead=top.dead,
-            max_activation=top.highest,
-            selectivity=top.selectivity,
-            unselective=top.unselective,
-            centre=self.own.centre,
-        )
-        kept = ["channel", "psi", "log_psi", "S", *(name for name in ("S_z", "Q_z", "D_z") if name in found.table)]
-        return found.table[kept].assign(soft=self.soft(maxima, held).numpy()).reset_index(drop=True)
+    def _held(self, kind: str, about: dict[str, object], make: Callable[[], Passed]) -> Passed:
+        found = self.study.shelf.tensors(kind, self._about | about, lambda: vars(make()))
+        return Passed(**found | {"positions": found["positions"].long()})
 
     def _tail(self) -> Tail:
         """A new copy of the network, once it is known what reaches the layer."""
@@ -232,12 +142,15 @@ class Course:
         some = study.subject.network.preprocess(study.squares.read(self.own.train[:CHECKED], device))
         tail = Tail(study.subject.network, self.layer, device, some)
         if self._reached is None:
-            self._reached = self._reach(tail)
+            pace = study.subject.pace
+            self._reached = self._reach(tail, pace)
+            if not torch.isfinite(self._reached).all() and pace.dtype != torch.float32:
+                self._reached = self._reach(tail, replace(pace, dtype=torch.float32))
         return tail
 
-    def _reach(self, tail: Tail) -> torch.Tensor:
+    def _reach(self, tail: Tail, pace: Pace) -> torch.Tensor:
         """What reaches the layer of the images to train on, then of those held out, on the CPU."""
-        study, pace = self.study, self.study.survey(self.layer).pace
+        study = self.study
         images = np.concatenate([self.own.train, self.own.held])
         device, parts = study.subject.device, []
         step = pace.size if device.type == "cpu" else study.config.batch_size
@@ -262,8 +175,8 @@ class Course:
     def _train(self, tail: Tail, strength: float) -> None:
         assert self._reached is not None, "the tail is made with it"
         device = self.study.subject.device
-        channels = torch.from_numpy(self.study.channels(self.layer)).to(device)
         outputs = torch.from_numpy(self.own.outputs).to(device)
+        bank = _Bank(self) if strength else None
         optimiser = torch.optim.Adam(tail.parameters, lr=RATE)
         rng = np.random.default_rng(self.study.config.seed)
         order = np.empty(0, dtype=np.int64)
@@ -272,36 +185,73 @@ class Course:
                 if len(order) < self.batch:
                     order = rng.permutation(len(self.own.train))
                 rows, order = order[: self.batch], order[self.batch :]
-                images = self.own.train[rows]
                 activations, logits = tail(self._reached[rows].to(device))
-                classes = torch.from_numpy(self.own.classes[images]).to(device)
+                classes = torch.from_numpy(self.own.classes[self.own.train[rows]]).to(device)
                 loss = cross_entropy(logits[:, outputs], classes)
-                if strength:
-                    maxima = activations.amax(2)[:, channels]
-                    soft = soft_polysemanticity(maxima, self._rows[images].to(device), share=self.share)
-                    loss = loss + strength * soft.mean()
+                if bank is not None:
+                    loss = loss + strength * bank.penalty(rows, activations)
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
                 bar.update()
 
-    def _tested(self, tail: Tail) -> dict[str, torch.Tensor]:
+    def _passed(self, tail: Tail, part: slice) -> Passed:
+        """What the tail does on that part of the images."""
         assert self._reached is not None, "the tail is made with it"
         device = self.study.subject.device
         channels = torch.from_numpy(self.study.channels(self.layer)).to(device)
-        found: dict[str, list[torch.Tensor]] = {name: [] for name in ("maxima", "positions", "lowest", "correct")}
-        reached = self._reached[len(self.own.train) :]
+        found: dict[str, list[torch.Tensor]] = {name: [] for name in ("maxima", "positions", "lowest", "logits")}
+        reached = self._reached[part]
         with torch.no_grad():
             for first in range(0, len(reached), BATCH):
                 activations, logits = tail(reached[first : first + BATCH].to(device))
                 maxima, positions = activations[:, channels].max(2)
-                best = logits[:, self.own.outputs].argmax(1).cpu().numpy()
-                right = best == self.own.classes[self.own.held[first : first + BATCH]]
-                found["maxima"].append(maxima.float())
-                found["positions"].append(positions.int())
-                found["lowest"].append(activations[:, channels].amin((0, 2)).float()[None])
-                found["correct"].append(torch.from_numpy(right.astype(np.uint8)))
+                found["maxima"].append(maxima.float().cpu())
+                found["positions"].append(positions.int().cpu())
+                found["lowest"].append(activations[:, channels].amin((0, 2)).float().cpu()[None])
+                found["logits"].append(logits[:, self.own.outputs].float().cpu())
         held = {name: torch.cat(parts) for name, parts in found.items()}
-        if not torch.isfinite(held["maxima"]).all():
+        if not all(torch.isfinite(own).all() for own in held.values()):
             raise InputError(f"{self.layer} is not finite after tuning; lower the strength")
-        return held | {"lowest": held["lowest"].amin(0)}
+        return Passed(**held | {"lowest": held["lowest"].amin(0)})
+
+
+class _Bank:
+    """Every channel's activation in every image to train on: of the current batch with gradients, else as last seen.
+
+    So a channel's top is that of all images and not of a batch, which has hardly two images of a class. What was last seen
+    is carried along: by the line that takes the batch's activations as last seen to those it has now.
+    """
+
+    def __init__(self, course: Course) -> None:
+        self.course = course
+        device = course.study.subject.device
+        self.channels = torch.from_numpy(course.study.channels(course.layer)).to(device)
+        self.values = course.start.maxima.T.to(device, copy=True).contiguous()
+        self.gram = course.scoring.gram(course.own.train)
+
+    def penalty(self, rows: np.ndarray, activations: torch.Tensor) -> torch.Tensor:
+        """The channels' mean penalty, of activations [B, C, P] of the images `rows` [B] among those to train on.
+
+        Its gradient, which comes from the batch alone, is scaled to be that of all images on average.
+        """
+        course, count = self.course, self.values.shape[1]
+        live = activations.amax(2)[:, self.channels].T
+        batch = torch.from_numpy(rows).to(live.device)
+        self._carry(self.values[:, batch], live.detach())
+        self.values[:, batch] = live.detach()
+        held, places = self.values.topk(course.scoring.candidates, dim=1)
+        where = torch.full((count,), -1, dtype=torch.int64, device=live.device)
+        where[batch] = torch.arange(len(batch), device=live.device)
+        own = where[places]
+        values = torch.where(own >= 0, live.gather(1, own.clamp_min(0)), held)
+        measures = course.scoring.measured(values, places, course.own.train, self.gram)
+        return course.calibration(measures).penalty.mean() * (count / len(rows))
+
+    def _carry(self, before: torch.Tensor, now: torch.Tensor) -> None:
+        """Move all values [C, n] by each channel's least-squares line from values [C, B] before to those now."""
+        (start, end) = (own.mean(1, keepdim=True) for own in (before, now))
+        spread = (before - start).square().sum(1, keepdim=True)
+        slope = ((before - start) * (now - end)).sum(1, keepdim=True) / spread.clamp_min(1e-12)
+        slope = torch.where(spread > 0, slope, 1).clamp(0.5, 2)
+        self.values = end + slope * (self.values - start)
