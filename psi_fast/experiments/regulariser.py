@@ -98,7 +98,7 @@ def regulariser(
     study: Study,
     *,
     strengths: tuple[float, ...] = (0.0, 0.3, 3.0, 30.0),
-    steps: int = 60,
+    steps: int = 40,
     channel_count: int = 640,
     image_count: int = 2500,
 ) -> Finding:
