@@ -122,7 +122,8 @@ def test_with_a_clear_top_and_groups_it_is_the_silhouette():
 
 
 def test_both_parts_rise_with_the_distance_of_groups_and_their_labels():
-    each = [measured(*groups(distance, count=20)) for distance in (0.0, 1.0, 2.0, 4.0)]
+    made = [groups(distance, count=20) for distance in (0.0, 1.0, 2.0, 4.0)]
+    each = [measured(activations, gram, labels) for activations, gram, labels in made]
     for name in ("S", "Q"):
         means = [float(getattr(own, name).mean()) for own in each]
         assert means == sorted(means)
@@ -281,4 +282,4 @@ def test_bad_input_ends_in_one_line(shapes, options, error):
     with pytest.raises(InputError, match=error):
         measured(activations, gram, labels.long(), **options)
     with pytest.raises(InputError, match="unit rows"):
-        measured(*(own * 2 for own in groups(1.0)[:2]), groups(1.0)[2])
+        measured(activations=groups(1.0)[0], gram=2 * groups(1.0)[1], labels=groups(1.0)[2])

@@ -11,7 +11,7 @@ and its figure. `separation.py` is the shortest and the model of the others. Wha
 
 Parts of one experiment or two: `null_channels.py` (separation, ablation), `settings.py` (robustness), `planted_units.py`
 (planted, null-size), `null_shapes.py` (null-size), `swap_plan.py` and `swaps.py` (patch-swap), `attack.py` (adversarial),
-`tail.py` and `tuning.py` (regulariser).
+`lesson.py`, `stand_in.py`, `tail.py` and `tuning.py` (regulariser).
 """
 
 from psi_fast.experiments.ablation import ablation
