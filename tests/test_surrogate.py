@@ -93,8 +93,8 @@ def test_it_is_what_the_definition_says(distance):
     activations, gram, labels = groups(distance, labelled=False)
     found = measured(activations, gram, labels)
     expected = [
-        replica(*(own.numpy() for own in parts), first)
-        for *parts, first in zip(activations, gram, labels, starts(gram), strict=True)
+        replica(values.numpy(), own.numpy(), classes.numpy(), first)
+        for values, own, classes, first in zip(activations, gram, labels, starts(gram), strict=True)
     ]
     rows = torch.stack([found.S, found.Q, found.spectrum[:, 1], found.spectrum[:, 2]], 1)
     np.testing.assert_allclose(rows, np.array(expected), rtol=1e-6, atol=1e-7)
