@@ -10,7 +10,8 @@ from test_study import study
 
 from psi_fast.errors import ConfigError, InputError
 from psi_fast.experiments import bands
-from psi_fast.experiments.bands import TOP
+from psi_fast.experiments.bands import TOP, repeated
+from psi_fast.experiments.statistics import Claim
 
 # strong for one colour, and half as strong for three others: 30 of 240 images, and 90
 BELOW = [
@@ -67,6 +68,12 @@ def test_claims_are_those_of_the_evaluations(below):
         np.testing.assert_array_equal(rows["psi"], table["psi"])
         assert claim(found, f"mean PSI, {name}").value == pytest.approx(table["psi"].mean())
         assert claim(found, f"mean S_z, {name}").value == pytest.approx(table["S_z"].mean())
+        other = own.with_changes(band=BANDS[name], seed=own.config.seed + 1)
+        again = own.evaluation(colours.LAYER, other, channels=np.arange(24)).table
+        np.testing.assert_array_equal(rows["log_psi_again"], again["log_psi"])
+        twice = claim(found, f"rank correlation of two draws, {name}")
+        assert twice.value == pytest.approx(stats.spearmanr(table["log_psi"], again["log_psi"]).statistic)
+        assert twice.low <= twice.value <= twice.high
         if name == TOP:
             continue
         rho = claim(found, f"rank correlation with the top, {name}")
@@ -78,6 +85,30 @@ def test_claims_are_those_of_the_evaluations(below):
         assert claim(found, f"overlap with the top's list, {name}").value == pytest.approx(len(first & second) / 6)
     random = own.evaluation(colours.LAYER, channels=np.arange(24)).random["psi"]
     assert claim(found, "mean PSI of random patches").value == pytest.approx(random.mean())
+
+
+def test_a_ranking_that_does_not_agree_with_itself_is_not_held_against_the_top(tmp_path):
+    one = [{name: strength} for name in colours.NAMES for strength in (1.0, 0.8)]
+    found = bands(colours.study(tmp_path, [*one, *TWO]), shares=(1.0,))
+    # the top K tells units of one colour from units of two; random images tell nothing
+    assert claim(found, f"rank correlation of two draws, {TOP}").low > 0.5
+    all_images = claim(found, "rank correlation of two draws, top 100 %")
+    assert all_images.low < all_images.value < 0.5
+    assert "The ranking of top 100 % is not known to agree with itself" in found.text
+    (line,) = [own for own in found.figure.axes[2].lines if own.get_label() == "rho of two draws"]
+    np.testing.assert_array_equal(line.get_ydata(), [one.value for one in found.claims if "two draws" in one.name])
+
+
+def test_what_is_said_of_two_draws_depends_on_their_intervals():
+    def draws(**lows):
+        return {name: Claim(name, low + 0.1, low, low + 0.2) for name, low in lows.items()}
+
+    every = repeated(draws(**{TOP: 0.6, "top 10 %": 0.5}))
+    assert "0.600 (top 10 %, 0.500 to 0.700). So every band's ranking can be held against the top's." in every
+    lows = {"top 10 %": 0.49, "top 25 %": 0.3, "top 50 %": -0.1}
+    assert "of top 10 %, top 25 % and top 50 % is not known" in repeated(draws(**{TOP: 0.6}, **lows))
+    assert "Not even the top K's ranking" in repeated(draws(**{TOP: 0.4, "top 10 %": 0.6}))
+    assert "Not even the top K's ranking" in repeated(draws(**{TOP: float("nan"), "top 10 %": 0.6}))
 
 
 def test_of_all_images_most_channels_are_unselective(tmp_path):
