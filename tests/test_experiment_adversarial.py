@@ -155,6 +155,8 @@ def test_a_linear_encoder_raises_s_and_not_q(tmp_path):
     assert mean.loc["before", "cosine_to_before"] == pytest.approx(1)
     gap = by.loc["mixed", "psi"] - by.loc["before", "psi"]
     assert claim_of(found, "0: psi, mixed - before") == pytest.approx(gap.mean())
+    gap = by.loc["mixed", "psi"] - by.loc["noise", "psi"]
+    assert claim_of(found, "0: psi, mixed - noise") == pytest.approx(gap.mean())
     assert claim_of(found, "0: PSI >= .5, by class") == pytest.approx((by.loc["by class", "psi"] >= 0.5).mean())
     assert claim_of(found, "0: change of the activation, mixed, 95 % quantile") < 0.01
     assert claim_of(found, "0: change of the activation, noise, median") > 0.01

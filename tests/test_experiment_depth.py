@@ -84,6 +84,11 @@ def test_two_meanings_above_one(tmp_path):
         assert claims[f"{layer}: mean PSI"].value == pytest.approx(psi.mean())
         scored = own.evaluation(layer, channels=own.spread(layer, 12)).table
         np.testing.assert_array_equal(psi, scored["psi"])
+        percentile = claims[f"{layer}: mean percentile among random patches"].value
+        random = table.loc[(table["layer"] == layer) & (table["kind"] == "random patches"), "log_psi"].to_numpy()
+        assert percentile == pytest.approx(
+            100 * np.mean(random <= real.loc[real["layer"] == layer, "log_psi"].to_numpy()[:, None])
+        )
         assert claims[f"{layer}: share with q <= .05"].value == np.mean(scored["q"] <= 0.05)
         assert claims[f"{layer}: side of a patch in px of the network's input"].value == 32
     assert claims["trend of PSI"].low > 0.3

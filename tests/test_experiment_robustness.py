@@ -122,6 +122,11 @@ def test_encoders_that_see_colours_agree_and_one_that_does_not_is_a_control(tmp_
     assert claims["1: encoder, 3 values: intraclass correlation of PSI"].value == pytest.approx(
         intraclass(three.to_numpy())
     )
+    scores = table[(table["layer"] == "1") & (table["knob"] == "seed")].pivot_table(
+        index="channel", columns="value", values="log_psi"
+    )
+    top = {value: set(scores[value].nlargest(len(scores) // 4).index) for value in ("0", "2")}
+    assert claims["1: seed 2: overlap with 0"].value == len(top["0"] & top["2"]) / (len(scores) // 4) < 1
     again = own.evaluation("1", own.with_changes(seed=2), channels=own.spread("1", 99)).table
     np.testing.assert_array_equal(table[(table["knob"] == "seed") & (table["value"] == "2")]["psi"], again["psi"])
     assert "concepts (2)" in found.text

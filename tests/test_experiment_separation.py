@@ -82,6 +82,9 @@ def test_claims_are_those_of_the_table(tmp_path):
             two = rows[rows["kind"].isin(pair)]
             (claim,) = [c for c in found.claims if c.name == f"{layer}: AUROC {pair[0]} / {pair[1]}"]
             assert claim.value == pytest.approx(roc_auc_score(two["kind"] == pair[0], two["log_psi"]))
+        for kind in ("real", "random patches", "rotated null"):
+            (claim,) = [c for c in found.claims if c.name == f"{layer}: median PSI, {kind}"]
+            assert claim.value == pytest.approx(np.median(rows.loc[rows["kind"] == kind, "psi"]))
     real = own.evaluation("2").table
     np.testing.assert_array_equal(table[(table["layer"] == "2") & (table["kind"] == "real")]["psi"], real["psi"])
     assert found.figure.get_size_inches()[0] > 5

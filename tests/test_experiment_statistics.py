@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from psi_fast.experiments.comparisons import top_overlap
 from psi_fast.experiments.statistics import (
     RESAMPLES,
     auroc,
@@ -111,6 +112,22 @@ def test_rank_correlation_is_spearmans_and_its_interval_fishers():
     assert np.isnan(rank_correlation("r", np.ones(9), np.arange(9.0), seed=0).value)
 
 
+def test_a_rank_correlation_of_few_is_tested_by_permutations():
+    four = rank_correlation("r", np.arange(4.0), np.array([1.0, 2, 5, 9]), seed=0)
+    assert four.value == pytest.approx(1)
+    assert four.p == pytest.approx(2 / 24)
+    assert "permutations" in four.how
+    x, y = np.array([1.0, 2, 2, 4, 5, 6]), np.array([2.0, 1, 3, 3, 6, 5])  # ties in both
+    rho = [stats.spearmanr(x[list(order)], y).statistic for order in itertools.permutations(range(6))]
+    up, down = (np.mean(sign * np.array(rho) >= sign * stats.spearmanr(x, y).statistic - 1e-9) for sign in (1, -1))
+    assert rank_correlation("r", x, y, seed=0).p == pytest.approx(2 * min(up, down))
+    rng = np.random.default_rng(11)
+    x, y = rng.normal(size=(2, 20))
+    assert rank_correlation("r", x, y, seed=0).p == pytest.approx(stats.spearmanr(x, y).pvalue, abs=0.02)
+    more = rank_correlation("r", np.arange(21.0), rng.normal(size=21), seed=0)
+    assert "Spearman's test" in more.how
+
+
 def test_sign_flips_of_few_differences_are_all_of_them():
     values = np.array([0.5, 1.5, -0.25, 2.0, 0.75])
     means = [np.mean(values * signs) for signs in itertools.product([1, -1], repeat=5)]
@@ -158,6 +175,13 @@ def test_rates_have_wilsons_interval():
 
 def test_overlap():
     assert overlap([1, 2, 3, 4], [3, 4, 5, 6]) == 0.5
+
+
+def test_top_lists_have_fifty_channels_or_a_quarter():
+    a = np.arange(400.0)
+    b = np.where(a < 370, a, -a)  # of the last fifty, the thirty largest leave
+    assert top_overlap(a, b) == (0.4, 50)
+    assert top_overlap(a[:80], b[:80]) == (1, 20)
 
 
 def test_aurocs_share_their_resamples():

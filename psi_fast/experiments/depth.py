@@ -168,7 +168,7 @@ def _text(layers: list[str], claims: Sequence[Claim], steps: Sequence[Claim]) ->
     first, last = (found[f"{layer}: mean PSI"] for layer in (layers[0], layers[-1]))
     reading = (
         "*Trends* are Kendall's tau-b with the layer's place; a channel's *percentile among random patches* is the share of its "
-        "layer's random-patch channels that have a lower PSI."
+        "layer's random-patch channels that have its PSI or less."
     )
     return (
         f"Does PSI rise with depth? The {len(layers)} layers are in the order of the forward pass. {_moves('PSI', psi)}; its "

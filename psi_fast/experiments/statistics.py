@@ -14,6 +14,8 @@ ENDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 """Quantiles at which they end."""
 SIGNIFICANT = 0.05
 """Of tests, and of false discovery rates."""
+FEW = 20
+"""Pairs up to which a rank correlation's p comes from permutations: of a perfect one, the t approximation has 0."""
 
 
 @dataclass(frozen=True)
@@ -139,13 +141,18 @@ def quantile(name: str, values: np.ndarray, level: float, *, seed: int, paper: s
 
 
 def rank_correlation(name: str, x: np.ndarray, y: np.ndarray, *, seed: int, paper: str = "") -> Claim:
-    """Spearman's rho of pairs [n] with a percentile bootstrap interval over the pairs, and scipy's two-sided p."""
+    """Spearman's rho of pairs [n] with a percentile bootstrap interval over the pairs and a two-sided p.
+
+    Up to FEW pairs p is that of permutations, all of them where they are at most 9999; of more it is scipy's t approximation.
+    """
     held = np.isfinite(x) & np.isfinite(y)
     x, y = np.asarray(x)[held], np.asarray(y)[held]
-    how = f"bootstrap over pairs, {RESAMPLES} samples; Spearman's test, two-sided"
+    test = "permutations" if len(x) <= FEW else "Spearman's test"
+    how = f"bootstrap over pairs, {RESAMPLES} samples; {test}, two-sided"
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return Claim(name, float("nan"), count=len(x), how=how, paper=paper)
     value, p = map(float, stats.spearmanr(x, y))
+    p = _pairing_p(stats.rankdata(x), stats.rankdata(y), seed) if len(x) <= FEW else p
     rng = np.random.default_rng(seed)
     rows = rng.integers(len(x), size=(RESAMPLES, len(x)))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -280,6 +287,15 @@ def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Correlations [r] of the rows of [r, n] arrays; nan for a constant row."""
     x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
     return (x * y).sum(1) / np.sqrt((x * x).sum(1) * (y * y).sum(1))
+
+
+def _pairing_p(x: np.ndarray, y: np.ndarray, seed: int) -> float:
+    """Two-sided p that ranks [n] belong to ranks [n] no more than in any other order."""
+    centred = y - y.mean()
+    found = stats.permutation_test(
+        (x,), lambda own, axis: own @ centred, permutation_type="pairings", rng=np.random.default_rng(seed)
+    )
+    return float(found.pvalue)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
