@@ -205,7 +205,8 @@ def test_the_bank_has_the_batch_anew_and_gradients_from_it_alone(tmp_path):
 
 def test_claims_are_those_of_the_table(tuned):
     _, _, found = tuned
-    parts = {name: rows.set_index("channel") for name, rows in found.table.groupby("condition")}
+    held = found.table[(found.table["images"] == "held out") | (found.table["condition"] == "compared")]
+    parts = {name: rows.set_index("channel") for name, rows in held.groupby("condition")}
     assert set(parts) == {"compared", "untuned", "0", "3"}
     whole = parts["compared"]
     whole = whole[(whole["kind"] == "channel") & ~whole["fitted"].astype(bool)]
@@ -215,6 +216,10 @@ def test_claims_are_those_of_the_table(tuned):
         assert claim(found, f"mean PSI, {name}").value == pytest.approx(parts[name]["psi"].mean())
     gap = parts["3"]["D_z"] - parts["0"]["D_z"]
     assert claim(found, "D_z less strength 0's, 3").value == pytest.approx(gap.mean())
+    trained = found.table[found.table["images"] == "trained on"].set_index(["condition", "channel"])["psi"]
+    gap = trained["3"] - trained["0"]
+    assert claim(found, "PSI of images trained on less strength 0's, 3").value == pytest.approx(gap.mean())
+    assert claim(found, "mean PSI of images trained on, 0").value == pytest.approx(trained["0"].mean())
     better = claim(found, "accuracy, untuned").value - claim(found, "accuracy, 0").value
     assert better
     assert claim(found, "accuracy less strength 0's, untuned").value == pytest.approx(better)

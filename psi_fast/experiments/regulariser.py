@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 COMPARED, UNTUNED = "compared", "untuned"
 """Conditions of the table beside the strengths: units that the stand-in is compared on, and the network as it is."""
+HELD, TRAINED = "held out", "trained on"
+"""Images of the table's rows."""
 MEASURES = {"psi": "PSI", "S_z": "S_z", "Q_z": "Q_z", "D_z": "D_z", "soft": "stand-in"}
 PLANTED = {"mono": COLOURS[1], "poly2": COLOURS[2], "poly3": COLOURS[4], "random": COLOURS[6]}
 ENDS = -4, 8
@@ -29,7 +31,7 @@ ENDS = -4, 8
 
 
 def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
-    """A row of panels a layer: the stand-in against PSI, accuracy against PSI, and what fell with the strength."""
+    """A row of panels a layer: the stand-in against PSI, accuracy against PSI, and PSI of the images trained on and of others."""
     layers = list(dict.fromkeys(table["layer"]))
     known = {one.name: one for one in claims}
     with panels(3 * len(layers), rows=len(layers), width=3.4, height=2.9) as (figure, axes):
@@ -38,7 +40,7 @@ def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
             names = [name for name in dict.fromkeys(own["condition"]) if name != COMPARED]
             _draw_scatter(axes[3 * row], pd.DataFrame(own[own["condition"] == COMPARED]), layer, known)
             _draw_curve(axes[3 * row + 1], layer, names, known)
-            _draw_changes(axes[3 * row + 2], layer, names[1:], known)
+            _draw_reach(axes[3 * row + 2], layer, names[1:], known)
     return figure
 
 
@@ -77,19 +79,16 @@ def _draw_curve(panel: "Axes", layer: str, names: Sequence[str], known: dict[str
     panel.set(title="tuned at each strength, images held out", xlabel="mean PSI", ylabel="accuracy")
 
 
-def _draw_changes(panel: "Axes", layer: str, names: Sequence[str], known: dict[str, Claim]) -> None:
-    for (column, label), colour in zip(
-        [("S_z", "z of S"), ("Q_z", "z of Q"), ("D_z", "z of D")], COLOURS[1:4], strict=True
-    ):
-        own = [known.get(f"{layer}: mean {MEASURES[column]}, {name}") for name in names]
-        held = [(place, one) for place, one in enumerate(own) if one is not None]
-        if held:
-            values, reach = error_bars([one for _, one in held])
-            places = [place for place, _ in held]
-            panel.errorbar(places, values, yerr=reach, fmt="o-", ms=3.5, lw=1, color=colour, label=label)
-    panel.axhline(0, color="black", lw=0.8)
+def _draw_reach(panel: "Axes", layer: str, names: Sequence[str], known: dict[str, Claim]) -> None:
+    """What is lowered of the images trained on, and what of others."""
+    for ending, colour, label in ((" of images trained on", COLOURS[1], TRAINED), ("", COLOURS[0], HELD)):
+        for what, style in (("stand-in", "o:"), ("PSI", "o-")):
+            values, reach = error_bars([known[f"{layer}: mean {what}{ending}, {name}"] for name in names])
+            panel.errorbar(
+                range(len(names)), values, yerr=reach, fmt=style, ms=3.5, lw=1, color=colour, label=f"{what}, {label}"
+            )
     panel.set_xticks(range(len(names)), names)
-    panel.set(title="mean of the channels' z, images held out", xlabel="strength", xlim=(-0.4, len(names) - 0.6))
+    panel.set(title="mean of the channels", xlabel="strength", xlim=(-0.4, len(names) - 0.6))
     panel.legend(fontsize=7)
 
 
@@ -129,13 +128,14 @@ def regulariser(
         ids = study.spread(layer, channel_count)
         with study.bars.stage(f"comparing {layer}"):
             compared = course.stand_in
-        parts, correct = {}, {}
+        parts, correct = [], {}
         conditions = {UNTUNED: None} | {f"{strength:g}": strength for strength in strengths}
         for name, strength in conditions.items():
             with study.bars.stage(f"tuning {layer}"):
                 correct[name] = course.correct(strength)
-            parts[name] = course.scores(strength, ids)
-        rows = pd.concat([part.assign(condition=name, kind=CHANNEL) for name, part in parts.items()], ignore_index=True)
+            for images, trained in ((HELD, False), (TRAINED, True)):
+                parts.append(course.scores(strength, ids, trained=trained).assign(condition=name, images=images))
+        rows = pd.concat(parts, ignore_index=True).assign(kind=CHANNEL)
         rows = pd.DataFrame(rows[rows.groupby("channel")["condition"].transform("size") == len(parts)])
         if rows["channel"].nunique() < 4:
             raise InputError(
@@ -144,8 +144,10 @@ def regulariser(
             )
         made = _stand_in_claims(compared, layer, study.config.seed)
         made += _tuning_claims(rows, correct, layer, study.config.seed)
-        whole = pd.concat([compared.assign(condition=COMPARED), rows], ignore_index=True).assign(layer=layer)
-        tables.append(led_by(whole, "layer", "condition", "kind"))
+        whole = pd.concat([compared.assign(condition=COMPARED, images=TRAINED), rows], ignore_index=True).assign(
+            layer=layer
+        )
+        tables.append(led_by(whole, "layer", "condition", "images", "kind"))
         claims += made
         told += _told(layer, list(conditions), {one.name.removeprefix(f"{layer}: "): one for one in made})
     return Finding(pd.concat(tables, ignore_index=True), claims, "\n\n".join([_asked(own, steps), *told]))
@@ -190,7 +192,13 @@ def _stand_in_claims(compared: pd.DataFrame, layer: str, seed: int) -> list[Clai
 
 def _tuning_claims(rows: pd.DataFrame, correct: dict[str, np.ndarray], layer: str, seed: int) -> list[Claim]:
     """Accuracy and scores at each strength, and what they differ by from strength 0."""
-    parts = {str(name): own.set_index("channel") for name, own in rows.groupby("condition", sort=False)}
+    parts, seen = (
+        {
+            str(name): own.set_index("channel")
+            for name, own in rows[rows["images"] == images].groupby("condition", sort=False)
+        }
+        for images in (HELD, TRAINED)
+    )
     held = {name: label for name, label in MEASURES.items() if name in rows}
     base, *others = [name for name in parts if name != UNTUNED]
     found = []
@@ -208,6 +216,13 @@ def _tuning_claims(rows: pd.DataFrame, correct: dict[str, np.ndarray], layer: st
             )
             for m, label in held.items()
         ]
+    for name, own in seen.items():
+        for m in ("psi", "soft"):
+            what = f"{MEASURES[m]} of images trained on"
+            found.append(mean(f"{layer}: mean {what}, {name}", own[m].to_numpy(), seed=seed))
+            if name != base:
+                gap = (own[m] - seen[base][m]).to_numpy()
+                found.append(paired(f"{layer}: {what} less strength 0's, {name}", gap, seed=seed))
     for name in others:
         change = f"{layer}: rank correlation of the changes of stand-in and PSI, {name}"
         both = ((parts[name][m] - parts[base][m]).to_numpy() for m in ("soft_log_psi", "log_psi"))
@@ -267,4 +282,14 @@ def _told(layer: str, names: Sequence[str], own: dict[str, Claim]) -> list[str]:
         f"{own[f'mean PSI, {UNTUNED}'].value:.3f}; tuned without a penalty, {own[f'accuracy, {base}'].value:.1%} and "
         f"{own[f'mean PSI, {base}'].value:.3f}; {'; '.join(each)}."
     )
-    return [told, tuned]
+    on_train = "; ".join(
+        f"{own[f'mean PSI of images trained on, {name}'].value:.3f} at strength {name} ({psi.value:+.3f}, {psi.low:+.3f} to "
+        f"{psi.high:+.3f})"
+        for name in others
+        for psi in [own[f"PSI of images trained on less strength 0's, {name}"]]
+    )
+    trained = (
+        f"On the images trained on, the mean PSI is {own[f'mean PSI of images trained on, {base}'].value:.3f} after tuning "
+        f"without a penalty, {on_train}: what is lowered there and not on images held out is learnt of single images."
+    )
+    return [told, tuned, trained]

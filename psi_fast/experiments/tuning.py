@@ -1,6 +1,5 @@
 """Fine-tuning with a penalty on a layer's stand-in for PSI, and what the tuned layer does on images held out."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -43,6 +42,10 @@ class Passed:
     lowest: torch.Tensor
     logits: torch.Tensor
 
+    def part(self, images: slice) -> "Passed":
+        """Of some of the images; `lowest` stays that of all."""
+        return Passed(self.maxima[images], self.positions[images], self.lowest, self.logits[images])
+
 
 class Course:
     """The tuning of one layer; each strength starts from the study's network, and its results stay on the study's shelf.
@@ -60,6 +63,8 @@ class Course:
         self.batch = min(BATCH, len(own.train))
         self.scoring = Scoring(study, own)
         self._reached: torch.Tensor | None = None
+        self._tuned: dict[float | None, Passed] = {}
+        self._trained, self._unseen = slice(len(own.train)), slice(len(own.train), None)
         self._about = {
             "network": study.subject.fingerprints["network"],
             "images": study.subject.fingerprints["images"],
@@ -72,10 +77,10 @@ class Course:
             "channels": study.channels(layer).tolist(),
         }
 
-    @cached_property
+    @property
     def start(self) -> Passed:
         """The layer as it is, on the images to train on."""
-        return self._held("tuning-start", {}, lambda: self._passed(self._tail(), slice(len(self.own.train))))
+        return self.tuned(None).part(self._trained)
 
     @cached_property
     def stand_in(self) -> pd.DataFrame:
@@ -103,37 +108,43 @@ class Course:
         return self.study.shelf.table("stand-in", self._about | self.scoring.about, make)
 
     def tuned(self, strength: float | None) -> Passed:
-        """The layer after tuning with a penalty of that strength, on the images held out; None for the network as it is."""
+        """The layer after tuning with a penalty of that strength, on the images to train on and then on those held out.
 
-        def make() -> Passed:
+        None is for the network as it is.
+        """
+
+        def make() -> dict[str, torch.Tensor]:
             tail = self._tail()
             if strength is not None:
                 self._train(tail, strength)
-            return self._passed(tail, slice(len(self.own.train), None))
+            return vars(self._passed(tail))
 
-        about = {"training": [self.steps, self.batch, RATE, self.study.config.seed], "strength": strength}
-        return self._held("tuned", about | (self.scoring.about if strength else {}), make)
+        training = [] if strength is None else [self.steps, self.batch, RATE, self.study.config.seed]
+        about = self._about | {"training": training, "strength": strength} | (self.scoring.about if strength else {})
+        if strength not in self._tuned:
+            found = self.study.shelf.tensors("tuned", about, make)
+            self._tuned[strength] = Passed(**found | {"positions": found["positions"].long()})
+        return self._tuned[strength]
 
     def correct(self, strength: float | None) -> np.ndarray:
         """Whether the largest logit of each image held out is its class's, [m] bool."""
-        return self.tuned(strength).logits.argmax(1).numpy() == self.own.classes[self.own.held]
+        held = self.tuned(strength).part(self._unseen)
+        return held.logits.argmax(1).numpy() == self.own.classes[self.own.held]
 
-    def scores(self, strength: float | None, channels: np.ndarray) -> pd.DataFrame:
-        """PSI of the channels and its stand-in, on the images held out; a row a channel that is no dead one."""
-        found = self.tuned(strength)
+    def scores(self, strength: float | None, channels: np.ndarray, *, trained: bool = False) -> pd.DataFrame:
+        """PSI of the channels and its stand-in, a row a channel that is no dead one: on the images held out, or `trained` on."""
+        found = self.tuned(strength).part(self._trained if trained else self._unseen)
+        images = self.own.train if trained else self.own.held
         order = np.argsort(self.study.channels(self.layer))
         own = order[np.searchsorted(self.study.channels(self.layer), channels, sorter=order)]
-        about = self._about | self.scoring.about | {"scored": channels.tolist(), "seen": content(vars(found))}
+        about = self._about | self.scoring.about
+        about |= {"scored": channels.tolist(), "trained": trained, "seen": content(vars(found))}
 
         def make() -> pd.DataFrame:
             parts = found.maxima[:, own], found.positions[:, own], found.lowest[own]
-            return self.scoring.channels(*parts, self.own.held, channels)
+            return self.scoring.channels(*parts, images, channels)
 
         return with_stand_in(self.study.shelf.table("tuned-scores", about, make), self.calibration)
-
-    def _held(self, kind: str, about: dict[str, object], make: Callable[[], Passed]) -> Passed:
-        found = self.study.shelf.tensors(kind, self._about | about, lambda: vars(make()))
-        return Passed(**found | {"positions": found["positions"].long()})
 
     def _tail(self) -> Tail:
         """A new copy of the network, once it is known what reaches the layer."""
@@ -195,13 +206,13 @@ class Course:
                 optimiser.step()
                 bar.update()
 
-    def _passed(self, tail: Tail, part: slice) -> Passed:
-        """What the tail does on that part of the images."""
+    def _passed(self, tail: Tail) -> Passed:
+        """What the tail does on all images, those to train on first."""
         assert self._reached is not None, "the tail is made with it"
         device = self.study.subject.device
         channels = torch.from_numpy(self.study.channels(self.layer)).to(device)
         found: dict[str, list[torch.Tensor]] = {name: [] for name in ("maxima", "positions", "lowest", "logits")}
-        reached = self._reached[part]
+        reached = self._reached
         with torch.no_grad():
             for first in range(0, len(reached), BATCH):
                 activations, logits = tail(reached[first : first + BATCH].to(device))
