@@ -70,3 +70,21 @@ def test_adversarial(folder):
     table, claims = conducted(folder, "adversarial", *options)
     assert table["channel"].nunique() == 2
     assert "1: psi, mixed - before" in claims.index
+
+
+@pytest.mark.parametrize("name", ["separation", "breadth", "patch-swap", "planted", "adversarial"])
+def test_every_channel_is_every_one_that_was_asked_for(folder, name):
+    more = ("--classifier", "tiny_colours:other_classifier", "--members", "2", "--units", "9", "--unit-patches", "6")
+    options = ("--channels", "2:8", *(more if name == "planted" else ()))
+    table, _ = conducted(folder, name, *options, images="four" if name == "breadth" else "six")
+    if name == "planted":
+        held = {
+            part.removeprefix("1 ")
+            for meaning in table.loc[table["kind"] == "merged", "meaning"]
+            for part in meaning.split(" + ")
+        }
+        assert {int(channel) for channel in held} <= set(range(2, 8))
+    elif name == "separation":
+        assert set(table.loc[table["kind"] == "real", "channel"]) == set(range(2, 8))
+    else:
+        assert set(table["channel"]) == set(range(2, 8))

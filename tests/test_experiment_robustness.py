@@ -1,5 +1,6 @@
 """Robustness: agreement by its definitions, scores with other concepts, and encoders of which one knows nothing."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from test_study import forbidden, study
 from psi_fast.errors import InputError
 from psi_fast.experiments import robustness
 from psi_fast.experiments.comparisons import agreement, mean_correlation
-from psi_fast.experiments.robustness import _shared
+from psi_fast.experiments.robustness import _concepts, _shared
 from psi_fast.experiments.settings import with_head, worded
 from psi_fast.experiments.statistics import intraclass
 from psi_fast.results import Bank
@@ -189,3 +190,21 @@ def test_the_command(tmp_path, pictures, capsys):
     assert "seed, 2 values: mean rank correlation" in " ".join(capsys.readouterr().out.split())
     assert tiny.run(*arguments, "--channel-count", "7") == 2
     assert "channel_count must be at least 8, got 7" in tiny.one_line(capsys)
+
+
+def test_no_quarter_is_the_fourth_part_as_well(tmp_path, monkeypatch):
+    names = [f"word {number}" for number in range(24)]
+    own = study(tmp_path, encoder=tiny.TinyEncoder(names=names))
+    drawn = []
+    monkeypatch.setattr(
+        sys.modules["psi_fast.experiments.robustness"],
+        "worded",
+        lambda _study, found, bank, _config: drawn.append(bank.names) or found,
+    )
+    values = [one.value for one in _concepts(own, "2", own.channels("2"), [])]
+    assert values == ["all", "1/2", "1/4", "1/8", "all", *(f"quarter {n}" for n in range(1, 5)), "random directions"]
+    half, quarter, eighth, *quarters = (set(words) for words in drawn[:-1])
+    assert [len(words) for words in (half, quarter, eighth, *quarters)] == [12, 6, 3, 6, 6, 6, 6]
+    assert eighth < quarter < half
+    assert set.union(*quarters) == set(names)
+    assert quarter not in quarters

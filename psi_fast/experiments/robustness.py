@@ -147,9 +147,10 @@ def robustness(
 def _concepts(study: Study, layer: str, channels: np.ndarray, left_out: list[str]) -> Iterator[Setting]:
     """The bank cut smaller, in disjoint quarters, and with directions that mean nothing in place of its embeddings."""
     found, bank, config = study.evaluation(layer, channels=channels), study.text, study.config
-    order = np.random.default_rng(config.seed).permutation(len(bank.names))
+    rng = np.random.default_rng(config.seed)
+    order, other = (rng.permutation(len(bank.names)) for _ in range(2))  # so that no quarter is the fourth part as well
     parts = {("concepts", f"1/{part}"): order[: len(order) // part] for part in PARTS}
-    quarters = np.array_split(order, QUARTERS)
+    quarters = np.array_split(other, QUARTERS)
     parts |= {("content", f"quarter {number + 1}"): own for number, own in enumerate(quarters)}
     for knob in ("concepts", "content"):
         yield Setting(knob, "all", scores_of(found), base=True)
