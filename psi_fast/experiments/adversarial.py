@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from torch.nn.functional import normalize
 
 from psi_fast.config import PSIConfig
 from psi_fast.crops import whole_pixels
 from psi_fast.errors import ConfigError, InputError
-from psi_fast.evaluation import evaluate, without
+from psi_fast.evaluation import evaluate
 from psi_fast.experiments.attack import Attack, Sight, smooth_encoder
+from psi_fast.experiments.attack_plan import concept_axis, halves, most_monosemantic, noised
 from psi_fast.experiments.figures import COLOURS, GREY, legend_above, panels
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.statistics import SIGNIFICANT, Claim, mean, median, paired, quantile, rate
@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 
 CONDITIONS = {"before": GREY, "noise": COLOURS[4], "mixed": COLOURS[0], "by class": COLOURS[1]}
 """Random pixels; halves that each hold a share of every class; halves that share no class."""
-NEAREST = 10
-"""Concepts nearest to a channel, of which the two least alike pull its halves apart."""
+SEEDS = 2
+"""Draws, by as many seeds, whose mean PSI chooses the channels; the next seed scores them under each condition."""
 PART = 24
 """Patches of one file on the shelf."""
 SMALLEST = 1e-7
 """Change of an activation, relative, below which a figure does not tell."""
+CHANGES = {"change of the activation": "activation", "change at the place where it peaked": "place"}
+"""Of the largest value of a channel's map, and of its value where the largest one was before."""
 MEASURES = ("psi", "S_hat", "Q_hat", "D_hat")
 
 
@@ -82,8 +84,9 @@ def adversarial(
     """Patches of the most monosemantic channels changed so that they split in the encoder's space: does PSI stay low?
 
     Half of a channel's patches are moved along, half against the difference of two concepts, by changes of at most `budget` in
-    a pixel, while the channel's activation is held where it is. The halves are mixed (each has its share of every class) or
-    by class (they share none). Controls: the patches as they are, and random noise of the same size.
+    a pixel, while the channel's activation, the largest value of its map, is held. The halves are mixed (each has its share of
+    every class) or by class (they share none). Controls: the patches as they are, and random noise of the same size. The
+    channels are chosen by their mean PSI in two draws from as many patches as are attacked; `before` is a third draw.
 
     Parameters
     ----------
@@ -108,12 +111,15 @@ def adversarial(
     text = (
         "Can patches be made to look polysemantic? The top patches of the most monosemantic channels are changed by at most "
         f"{budget:g} of 255 in a pixel, so that one half moves along and one half against the difference of two concepts in the "
-        "encoder's space, while the channel's activation is held. *mixed*: each half has its share of every class; *by class*: "
-        "the halves share no class, the stronger attack. Changed pixels are not rounded to whole numbers, which would move the "
-        "activation. *before*: the patches as they are; *noise*: random changes of the same size. Under every condition, "
-        "before as well, network and encoder see the patches on one path, in float32, and everything is scored with one centre. "
-        "Numbers are means over channels; behind a component's mean is its change since before. "
-        "*Cosine to the patch before* is that of the embeddings.\n\n" + "\n\n".join(told)
+        "encoder's space, while the channel's activation, the largest value of its map, is held; where in the map that is may "
+        "change, and so may the value *at the place where it peaked*. *mixed*: each half has its share of every class; *by "
+        "class*: the halves share no class, the stronger attack. Changed pixels are not rounded to whole numbers, which would "
+        "move the activation. *before*: the patches as they are; *noise*: random changes of the same size. Under every "
+        "condition, before as well, network and encoder see the patches on one path, in float32, and everything is scored with "
+        f"one centre. Channels are chosen by the mean of {SEEDS} draws from as many patches as are attacked, and then scored by "
+        "another seed, so that luck in a draw does not make them look monosemantic. Numbers are means over channels; behind a "
+        "component's mean is its change since before. *Cosine to the patch before* is that of the embeddings.\n\n"
+        + "\n\n".join(told)
     )
     return Finding(pd.concat(tables, ignore_index=True), claims, text)
 
@@ -130,56 +136,55 @@ def _check(study: Study, channel_count: int, patch_count: int, budget: float, st
     smooth_encoder(study.subject.encoder)
 
 
-def most_monosemantic(table: pd.DataFrame, count: int) -> np.ndarray:
-    """Ids [count or fewer] int64 of the channels of lowest log_psi among a table's scored, live and selective ones.
-
-    Raises
-    ------
-    InputError
-        There is none.
-    """
-    fit = [not {"dead", "unselective"} & set(flags) for flags in table["flags"]]
-    own = pd.DataFrame(table[np.isfinite(table["log_psi"]) & np.array(fit, dtype=bool)])
-    if own.empty:
-        raise InputError(
-            "adversarial found no channel that is scored, live and selective; see the flags of `psi-fast score`"
-        )
-    found = own.sort_values("log_psi", kind="stable")["channel"][:count]
-    return np.array(found, dtype=np.int64)  # a copy: a table's own column cannot be written
-
-
 def _layer(
     study: Study, layer: str, count: int, patch_count: int, budget: float, steps: int
-) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """A row for each chosen channel under each condition, and each condition's changes [C, K] of the activation, relative."""
-    found = study.evaluation(layer)
-    config = study.with_changes(top_k=min(patch_count, study.config.top_k))
-    top = study.top(layer, config, most_monosemantic(found.table, count))
+) -> tuple[pd.DataFrame, dict[str, dict[str, np.ndarray]]]:
+    """A row for each chosen channel under each condition, and each condition's patches as [C, K] numbers (see `changed`)."""
+    seeds = range(study.config.seed, study.config.seed + SEEDS + 1)
+    *choosing, scoring = (study.with_changes(top_k=min(patch_count, study.config.top_k), seed=seed) for seed in seeds)
+    draws = [study.evaluation(layer, config) for config in choosing]
+    chosen, centre = most_monosemantic([one.table for one in draws], count), draws[0].centre
+    top = study.top(layer, scoring, np.array(chosen.index))
     if not top.valid.all():
         raise InputError(
-            f"adversarial needs {config.top_k} patches of every channel, and it has fewer; give more images"
+            f"adversarial needs {scoring.top_k} patches of every channel, and it has fewer; give more images"
         )
     labels = study.subject.images.labels
     names = [name for name in CONDITIONS if name != "by class" or labels is not None]
     with study.bars.bar("attacks", top.images.size * len(names), "patch") as bar:
         rows = [
-            _seen(study, layer, found.centre, top, row, names, budget, steps, bar.update)
-            for row in range(len(top.channels))
+            _seen(study, layer, centre, top, row, names, budget, steps, bar.update) for row in range(len(top.channels))
         ]
-    embedded, values = (
-        {name: torch.stack([own[name][part] for own in rows]) for name in names} for part in ("rows", "activation")
+    embedded, maps = (
+        {name: torch.stack([own[name][part] for own in rows]) for name in names} for part in ("rows", "map")
     )
-    before = values["before"]
-    changes = {name: ((own - before) / before.abs().clamp_min(1e-12)).abs().numpy() for name, own in values.items()}
-    chosen = found.table.set_index("channel")["psi"].loc[top.channels].to_numpy()
-    table = _scored(study, top, embedded, found.centre, config).assign(
+    changes = {name: changed(maps["before"], own) for name, own in maps.items()}
+    table = _scored(study, top, embedded, centre, scoring).assign(
         condition=np.repeat(names, len(top.channels)),
-        psi_chosen_by=np.tile(chosen, len(names)),
-        activation_change=np.concatenate([np.median(own, axis=1) for own in changes.values()]),
-        largest_activation_change=np.concatenate([own.max(1) for own in changes.values()]),
+        psi_chosen_by=np.tile(chosen.to_numpy(), len(names)),
+        activation_change=np.concatenate([np.median(own["activation"], axis=1) for own in changes.values()]),
+        largest_activation_change=np.concatenate([own["activation"].max(1) for own in changes.values()]),
+        place_change=np.concatenate([np.median(own["place"], axis=1) for own in changes.values()]),
+        peak_moved=np.concatenate([own["moved"].mean(1) for own in changes.values()]),
         cosine_to_before=torch.cat([(own * embedded["before"]).sum(-1).mean(1) for own in embedded.values()]).numpy(),
     )
     return table, changes
+
+
+def changed(before: torch.Tensor, after: torch.Tensor) -> dict[str, np.ndarray]:
+    """How a channel's maps [C, K, P] differ, [C, K] each.
+
+    `activation`: relative change of the largest value; `place`: of the value where it was before; `moved`: whether it is
+    elsewhere now.
+    """
+    value, place = before.max(-1)
+    size = value.abs().clamp_min(1e-12)
+    there = after.gather(-1, place[..., None])[..., 0]
+    return {
+        "activation": ((after.amax(-1) - value).abs() / size).numpy(),
+        "place": ((there - value).abs() / size).numpy(),
+        "moved": (after.argmax(-1) != place).numpy(),
+    }
 
 
 def _scored(
@@ -226,9 +231,9 @@ def _seen(
 ) -> dict[str, dict[str, torch.Tensor]]:
     """What `Sight.measured` gives of a channel's K patches under each condition; `advance` hears of patches done."""
     encoder, labels = study.subject.encoder.to(study.subject.device), study.subject.images.labels
-    channel, images, places = int(top.channels[row]), top.images[row], top.positions[row]
+    channel, images = int(top.channels[row]), top.images[row]
     sight = Sight(study.tap(layer), channel, smooth_encoder(encoder), encoder.preprocess)
-    boxes = whole_pixels(study.boxes(layer, places), study.squares.side)
+    boxes = whole_pixels(study.boxes(layer, top.positions[row]), study.squares.side)
     shared = {
         "subject": study.about["fingerprints"],
         "device": study.subject.device.type,
@@ -243,10 +248,10 @@ def _seen(
 
             def make(part: slice = part) -> dict[str, torch.Tensor]:
                 clean = study.squares.read(images[part], torch.device("cpu")).cpu().float()
-                return sight.measured(change(clean, part), boxes[part], places[part])
+                return sight.measured(change(clean, part), boxes[part])
 
-            patches = [own[part].tolist() for own in (images, boxes, places)]
-            parts.append(study.shelf.tensors("attack", {**shared, "what": what, "patches": patches}, make))
+            patches = [own[part].tolist() for own in (images, boxes)]
+            parts.append(study.shelf.tensors("attacked", {**shared, "what": what, "patches": patches}, make))
             advance(len(patches[0]))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -254,6 +259,7 @@ def _seen(
         return noised(clean, boxes[part], budget, [study.config.seed, channel, part.start])
 
     before = under(lambda clean, _: clean, "before")
+    held = before["map"].amax(1)
     found = {"before": before, "noise": under(noisy, "noise", budget, study.config.seed)}
     axis = concept_axis(before["rows"], study.text.embeddings, centre)
     middle = torch.zeros_like(axis) if centre is None else centre.float()
@@ -264,58 +270,13 @@ def _seen(
         aims = halves(classes, by_class=name == "by class")
 
         def attacked(clean: torch.Tensor, part: slice, aims: np.ndarray = aims) -> torch.Tensor:
-            return attack(clean, boxes[part], places[part], aims[part], before["activation"][part])
+            return attack(clean, boxes[part], aims[part], held[part])
 
         found[name] = under(attacked, "attack", aims.tolist(), *about)
     return found
 
 
-def halves(classes: np.ndarray, *, by_class: bool) -> np.ndarray:
-    """1 or -1 for each patch [K], float32: halves of equal size that hold the same classes, or as nearly none in common.
-
-    The patches of a class take turns, or all go to the half that is smaller so far, the largest class first.
-    """
-    names, inverse, counts = np.unique(classes, return_inverse=True, return_counts=True)
-    if not by_class:
-        aims = np.empty(len(classes), np.float32)
-        aims[np.argsort(inverse, kind="stable")] = np.where(np.arange(len(classes)) % 2, -1, 1)
-        return aims
-    side, size = np.zeros(len(names), np.float32), {1: 0, -1: 0}
-    for own in np.argsort(-counts, kind="stable"):
-        side[own] = 1 if size[1] <= size[-1] else -1
-        size[int(side[own])] += int(counts[own])
-    return side[inverse]
-
-
-def concept_axis(
-    rows: torch.Tensor, text: torch.Tensor, centre: torch.Tensor | None, count: int = NEAREST
-) -> torch.Tensor:
-    """The unit difference [d] of the two least alike of the `count` concepts nearest to the patches' mean.
-
-    Parameters
-    ----------
-    rows : [K, d] float32 unit embeddings of the patches
-    text : [P, d] float32 unit embeddings of the concepts
-    centre : [d] float64 that patches are centred by; concepts then are by their own mean
-    """
-    if centre is not None and len(text) > 1:
-        rows, text = without(rows, centre), without(text, text.double().mean(0))
-    near = text[(text @ rows.mean(0)).topk(min(count, len(text))).indices]
-    first, second = divmod(int((near @ near.T).argmin()), len(near))
-    return normalize(near[first] - near[second], dim=0)
-
-
-def noised(pixels: torch.Tensor, boxes: np.ndarray, budget: float, seed: Sequence[int]) -> torch.Tensor:
-    """The images [K, S, S, 3] float32 with `budget` added to or taken from every value in its box [K, 4], within 0..255."""
-    signs = np.random.default_rng(seed).choice(np.array([-1, 1], np.float32), size=pixels.shape)
-    found = pixels.clone()
-    for image, sign, (x0, y0, x1, y1) in zip(found, torch.from_numpy(signs), boxes.tolist(), strict=True):
-        own = image[y0:y1, x0:x1]
-        own.copy_((own + budget * sign[y0:y1, x0:x1]).clamp(0, 255))
-    return found
-
-
-def _claims(table: pd.DataFrame, changes: Mapping[str, np.ndarray], layer: str, seed: int) -> list[Claim]:
+def _claims(table: pd.DataFrame, changes: Mapping[str, Mapping[str, np.ndarray]], layer: str, seed: int) -> list[Claim]:
     """The numbers of one layer."""
     held: dict[str, pd.DataFrame] = {
         name: pd.DataFrame(table[table["condition"] == name]) for name in CONDITIONS if name in set(table["condition"])
@@ -334,8 +295,12 @@ def _claims(table: pd.DataFrame, changes: Mapping[str, np.ndarray], layer: str, 
         claims += [
             rate(f"{layer}: PSI >= .5, {name}", int(np.sum(rows["psi"] >= 0.5)), len(rows)),
             rate(f"{layer}: p <= .05, {name}", int(np.sum(rows["p"] <= SIGNIFICANT)), len(rows)),
-            quantile(f"{layer}: change of the activation, {name}, median", changes[name], 0.5, seed=seed),
-            quantile(f"{layer}: change of the activation, {name}, 95 % quantile", changes[name], 0.95, seed=seed),
+            *(
+                quantile(f"{layer}: {what}, {name}, {label}", changes[name][which], level, seed=seed)
+                for what, which in CHANGES.items()
+                for label, level in (("median", 0.5), ("95 % quantile", 0.95))
+            ),
+            mean(f"{layer}: patches whose peak moved, {name}", rows["peak_moved"].to_numpy(), seed=seed),
             median(f"{layer}: cosine to the patch before, {name}", rows["cosine_to_before"].to_numpy(), seed=seed),
         ]
     return claims
@@ -346,9 +311,9 @@ def _told(claims: Sequence[Claim], table: pd.DataFrame, layer: str) -> str:
     own = {one.name.removeprefix(f"{layer}: "): one for one in claims}
     value = {name: one.value for name, one in own.items()}
     told = [
-        f"In {layer}, the channels were chosen by a PSI of {value['PSI that chose the channels']:.2f} on average. Seen as in an "
-        f"attack it is {value['PSI, before']:.2f} before (more where the lowest of many was luck), and "
-        f"{value['PSI, noise']:.2f} under noise, which changes the activation by {_moved(value, 'noise')}."
+        f"In {layer}, the channels were chosen by a PSI of {value['PSI that chose the channels']:.2f} on average. Scored anew "
+        f"and seen as in an attack it is {value['PSI, before']:.2f} before, and {value['PSI, noise']:.2f} under noise, which "
+        f"changes the activation by {_moved(value, 'noise')}."
     ]
     for name in ("mixed", "by class"):
         if f"PSI, {name}" not in value:
@@ -378,5 +343,10 @@ def _told(claims: Sequence[Claim], table: pd.DataFrame, layer: str) -> str:
 
 
 def _moved(value: Mapping[str, float], name: str) -> str:
-    middle, most = (value[f"change of the activation, {name}, {part}"] for part in ("median", "95 % quantile"))
-    return f"{100 * middle:.2g} % (median over patches; 95 % by less than {100 * most:.2g} %)"
+    (middle, most), (place, _) = (
+        [100 * value[f"{what}, {name}, {part}"] for part in ("median", "95 % quantile")] for what in CHANGES
+    )
+    return (
+        f"{middle:.2g} % (median over patches; 95 % by less than {most:.2g} %), {place:.2g} % at the place where it peaked; "
+        f"{value[f'patches whose peak moved, {name}']:.0%} of patches peak elsewhere"
+    )

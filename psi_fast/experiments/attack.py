@@ -14,8 +14,10 @@ from psi_fast.preprocess import Preprocess
 
 AT_ONCE = 8
 """Images of one gradient: few enough that activations stay in a processor's cache."""
-RESTORING = 2
+RESTORING = 4
 """Last steps, which do nothing but bring the activation back."""
+NEAR = 0.02
+"""How far below a map's maximum, relative to it, places move with it: one lowered alone would leave the next one up."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,9 @@ class Sight:
     encoder: SmoothEncoder
     preprocess: Preprocess
 
-    def activation(self, pixels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Of images [B, S, S, 3] float32 within 0..255 at positions [B], float32 [B]; called inside `with self.tap`."""
-        rows = torch.arange(len(pixels), device=pixels.device)
-        return self.tap(self.tap.network.preprocess.smooth(pixels))[rows, self.channel, positions]
+    def map(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The channel's map [B, P] float32 of images [B, S, S, 3] float32 within 0..255; called inside `with self.tap`."""
+        return self.tap(self.tap.network.preprocess.smooth(pixels))[:, self.channel]
 
     def embedded(self, pixels: torch.Tensor, boxes: np.ndarray) -> torch.Tensor:
         """Unit embeddings [B, d] float32 of the patches [B, 4] int64 of such images."""
@@ -45,22 +46,22 @@ class Sight:
         ]
         return normalize(self.encoder.encode_smooth(torch.cat(crops)), dim=1)
 
-    def measured(self, pixels: torch.Tensor, boxes: np.ndarray, positions: np.ndarray) -> dict[str, torch.Tensor]:
-        """Embeddings `rows` [K, d] of the patches and `activation` [K] of the channel, on the CPU.
+    def measured(self, pixels: torch.Tensor, boxes: np.ndarray) -> dict[str, torch.Tensor]:
+        """Embeddings `rows` [K, d] of the patches and the channel's `map` [K, P], float32 on the CPU.
 
         Raises
         ------
         NotFiniteError
-            An embedding is not finite.
+            An embedding or an activation is not finite.
         """
-        rows, values = [], []
+        rows, maps = [], []
         with self.tap, torch.no_grad():
             for start in range(0, len(pixels), AT_ONCE):
                 part = slice(start, start + AT_ONCE)
                 shown = pixels[part].to(self.tap.device)
                 rows.append(self.embedded(shown, boxes[part]).cpu())
-                values.append(self.activation(shown, torch.from_numpy(positions[part]).to(shown.device)).cpu())
-        found = {"rows": torch.cat(rows), "activation": torch.cat(values)}
+                maps.append(self.map(shown).cpu())
+        found = {"rows": torch.cat(rows), "map": torch.cat(maps)}
         if not all(part.isfinite().all() for part in found.values()):
             raise NotFiniteError(
                 f"adversarial: an embedding or an activation of channel {self.channel} of {self.tap.layer} is not finite in "
@@ -86,18 +87,15 @@ class Attack:
     budget: float
     steps: int
 
-    def __call__(
-        self, pixels: torch.Tensor, boxes: np.ndarray, positions: np.ndarray, aims: np.ndarray, held: torch.Tensor
-    ) -> torch.Tensor:
+    def __call__(self, pixels: torch.Tensor, boxes: np.ndarray, aims: np.ndarray, held: torch.Tensor) -> torch.Tensor:
         """The images, changed.
 
         Parameters
         ----------
         pixels : [K, S, S, 3] float32 within 0..255
         boxes : [K, 4] int64 (x0, y0, x1, y1), each image's patch in px; nothing outside it changes
-        positions : [K] int64, where the activation is held
         aims : [K] float32, 1 to go along `direction` and -1 to go against it
-        held : [K] float32, the activation that stays, as `Sight.measured` has it
+        held : [K] float32, the activation that stays: the maximum of the map that `Sight.measured` has
 
         Returns
         -------
@@ -108,12 +106,10 @@ class Attack:
         with self.sight.tap, torch.inference_mode(False), torch.enable_grad():
             for start in range(0, len(pixels), AT_ONCE):
                 part = slice(start, start + AT_ONCE)
-                found.append(self._changed(pixels[part], boxes[part], positions[part], aims[part], held[part]))
+                found.append(self._changed(pixels[part], boxes[part], aims[part], held[part]))
         return torch.cat(found)
 
-    def _changed(
-        self, pixels: torch.Tensor, boxes: np.ndarray, positions: np.ndarray, aims: np.ndarray, held: torch.Tensor
-    ) -> torch.Tensor:
+    def _changed(self, pixels: torch.Tensor, boxes: np.ndarray, aims: np.ndarray, held: torch.Tensor) -> torch.Tensor:
         """The same for as many images as go at once.
 
         Every step goes along the sign of the gradient of the embedding, then to where the activation, by its own gradient, is
@@ -121,12 +117,7 @@ class Attack:
         """
         clean = pixels.to(self.sight.tap.device)
         inside = _inside(boxes, clean)
-        place, aim, held = (
-            part.to(clean.device) for part in (torch.from_numpy(positions), torch.from_numpy(aims), held)
-        )
-
-        def activation(shown: torch.Tensor) -> torch.Tensor:
-            return self.sight.activation(shown, place)
+        aim, held = (part.to(clean.device) for part in (torch.from_numpy(aims), held))
 
         def moved(shown: torch.Tensor) -> torch.Tensor:
             rows = normalize(self.sight.embedded(shown, boxes) - self.centre.to(shown.device), dim=1)
@@ -138,7 +129,7 @@ class Attack:
             if step < self.steps:
                 pace = 2 * self.budget * (self.steps - step) / (self.steps * (self.steps + 1))
                 move = 1.25 * pace * _gradient(moved, clean + change)[1].sign() * inside
-            value, pull = _gradient(activation, clean + change)
+            value, pull = self._peak(clean + change, held if step >= self.steps else None)
             drift = value - held + _inner(pull * inside, move)
             # pixels that would leave the budget, or the range of pixels, cannot help to bring the activation back
             wanted = change + move - drift[:, None, None, None] * pull
@@ -148,6 +139,20 @@ class Attack:
             change = (change + move - drift[:, None, None, None] * back).clamp(-self.budget, self.budget)
             change = (clean + change).clamp(0, 255) - clean
         return (clean + change).cpu()
+
+    def _peak(self, shown: torch.Tensor, held: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The activations [B] of images, and gradients [B, ...] along which they change, with all places near the maximum.
+
+        The nearer the activations are to those that are held [B], the fewer places take part: in the end the largest alone.
+        """
+        shown = shown.detach().requires_grad_()
+        maps = self.sight.map(shown)
+        value = maps.detach().amax(1)
+        width = NEAR * value.abs()
+        if held is not None:
+            width = width.minimum((value - held).abs() / 2)
+        weights = ((maps.detach() - value[:, None]) / width.clamp_min(1e-12)[:, None]).softmax(1)
+        return value, torch.autograd.grad((weights * maps).sum(), shown)[0]
 
 
 def smooth_encoder(encoder: Encoder) -> SmoothEncoder:
