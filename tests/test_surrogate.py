@@ -199,6 +199,9 @@ def test_a_calibration_finds_the_lines_it_was_made_with():
     torch.testing.assert_close(found.S_z, z)
     torch.testing.assert_close(found.Q_z, 0.5 + 2 * Q)
     assert fit.least == pytest.approx(float(deviation[torch.arange(50) != 3].min()) / 2)
+    beyond = Measures(S[:1], Q[:1], torch.tensor([[0.0, 0.0, 50.0]], dtype=torch.float64))  # the line is negative there
+    expected = (S[:1] - beyond.spectrum @ fit.null) / fit.least
+    torch.testing.assert_close(fit(beyond).S_z, expected)
     with pytest.raises(InputError, match="needs at least 8 channels with finite z, got 7"):
         calibrated(*(Measures(S[:8], Q[:8], spectrum[:8]), z[:8], deviation[:8], wanted[:8]))
 
