@@ -2,17 +2,19 @@
 
     python benchmarks/collection.py                     # 1000 images of Tiny-ImageNet val
 
-Four questions, each answered within one run: how much longer than its forward passes mining takes; how much faster than
-float32 the pace is that a trial chooses, and how many top images they share; how much faster crops are prepared than one by
-one with open_clip's own transform, and how close the embeddings are; and whether mining is faster than semanticlens'
-collection (`pip install semanticlens`), with the same top images where a channel is positive, and right where it never is
-(every tenth channel is lowered until no image reaches 0).
+Four questions, each answered within one run: how much longer mining takes than its forward passes, the network's whole ones
+and those that end at the layer, in float32 and at the pace that a trial chooses; how much faster than float32 that pace is,
+and how many top images they share; how much faster crops are prepared than one by one with open_clip's own transform, and
+how close the embeddings are; and whether mining is faster than semanticlens' collection (`pip install semanticlens`), with
+the same top images where a channel is positive, and right where it never is (every tenth channel is lowered until no image
+reaches 0).
 """
 
 import json
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -29,7 +31,7 @@ from psi_fast import PSIConfig
 from psi_fast.activation_tap import ActivationTap
 from psi_fast.crops import distinct_crops, prepared, whole_pixels
 from psi_fast.encoders import load_encoder
-from psi_fast.forward import Pace, step_of
+from psi_fast.forward import Pace, autocast, channels_last, step_of
 from psi_fast.image_bank import ImageBank, open_bank
 from psi_fast.image_set import ImageSet
 from psi_fast.images import open_images
@@ -69,19 +71,42 @@ def shared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.array([len(np.intersect1d(x, y)) / len(x) for x, y in zip(a, b, strict=True)])
 
 
-def overhead(network: Network, layer: str, bank: ImageBank, names: list[str], top_k: int) -> dict[str, float]:
-    """Mining against forward passes of the whole network on the same batches, which are ready in memory."""
-    size = step_of(CPU, 32)
-    batches = [network.preprocess(bank.read(slice(i, i + size), CPU)) for i in range(0, len(bank), size)]
+class Ended(Exception):
+    """Ends a forward pass at a layer."""
 
-    def bare() -> None:
-        with torch.inference_mode():
+
+def overhead(
+    network: Network, layer: str, bank: ImageBank, names: list[str], top_k: int, pace: Pace
+) -> dict[str, str | float]:
+    """Mining against forward passes on the same batches, ready in memory, at the same pace: whole ones, and up to the layer."""
+    tap, module = ActivationTap(network, layer, CPU), network.module.eval()
+    batches = [network.preprocess(bank.read(slice(i, i + pace.size), CPU)) for i in range(0, len(bank), pace.size)]
+    batches = [batch.contiguous(memory_format=pace.memory_format or channels_last(module)) for batch in batches]
+
+    def whole() -> None:
+        with torch.inference_mode(), autocast(CPU, pace.dtype):
             for batch in batches:
-                network.module.eval()(batch)
+                with suppress(Ended):
+                    module(batch)
 
-    tap = ActivationTap(network, layer, CPU)
-    mining, forward = seconds(lambda: collect(network, tap, bank, names, top_k), bare, rounds=5)
-    return {"images": len(bank), "mining s": mining, "forward passes s": forward, "ratio": mining / forward}
+    def to_the_layer() -> None:
+        def end(*_: object) -> None:
+            raise Ended
+
+        handle = module.get_submodule(layer).register_forward_hook(end)
+        whole()
+        handle.remove()
+
+    mining, bare, part = seconds(lambda: collect(network, tap, bank, names, top_k, pace), whole, to_the_layer, rounds=5)
+    return {
+        "pace": str(pace),
+        "images": len(bank),
+        "mining s": mining,
+        "forward passes s": bare,
+        "ratio": mining / bare,
+        "passes to the layer s": part,
+        "ratio to these": mining / part,
+    }
 
 
 def precisions(network: Network, layer: str, bank: ImageBank, names: list[str]) -> dict[str, str | float]:
@@ -240,8 +265,11 @@ def main() -> None:
     images = open_images(options.images, max_images=options.max_images)
     with TemporaryDirectory() as folder:
         bank = open_bank(images, network.preprocess.resize, folder=Path(folder), progress=QUIET)
+        chosen = fastest([ActivationTap(network, options.layer, CPU)], paces(CPU))
+        mined = (network, options.layer, bank, images.names, options.top_k)
         figures = {
-            "mining": overhead(network, options.layer, bank, images.names, options.top_k),
+            "mining": overhead(*mined, Pace()),
+            "mining as chosen": overhead(*mined, chosen),
             "precision": precisions(network, options.layer, bank, images.names),
             "crops": crops(network, options.crop_layer, bank, images.names, options.encoder),
             "semanticlens": against_semanticlens(network, options.layer, images, options.top_k),
