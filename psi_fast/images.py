@@ -35,8 +35,9 @@ def open_images(
         pattern such as "data/*.parquet", a folder of parquet files or one made by save_to_disk ("folder@split" where it has
         several), or the object. Or WebDataset shards, read where they lie: a .tar, a pattern such as
         "shard-{000000..000099}.tar", or a folder that holds only shards. Or any object with a length whose items are
-        (image, int label) or an image alone: PIL, uint8 array [H, W] or [H, W, 3], uint8 tensor [3, H, W], or float
-        tensor [3, H, W] within 0..1. Its items are read under a lock, because its code may not be made for threads.
+        (image, int label), {"image": image, "label": int label} or an image alone: PIL, uint8 array [H, W] or [H, W, 3],
+        uint8 tensor [3, H, W], or float tensor [3, H, W] within 0..1. Its items are read under a lock, because its code may
+        not be made for threads.
     max_images : int, optional
         Keep this many images, spread evenly over the set and balanced over its classes, in the original order.
     seed : int

@@ -2,7 +2,7 @@
 
 import operator
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,10 @@ from psi_fast.vocabulary import numbered
 
 SAMPLED = 64
 """Items that are read at once: a Dataset that cannot be used is told early, and one whose items differ from its `targets`."""
+
+IMAGES = ("image", "img")
+LABELS = ("label", "labels", "class")
+"""What items that are mappings call their parts."""
 
 
 def open_items(dataset: Any, skip_unreadable: bool, progress: Progress) -> ImageSet:
@@ -188,6 +192,15 @@ def _classes(dataset: Any) -> list[str]:
 
 def _parts(item: Any, name: str) -> tuple[Any, Any]:
     """(image, label or None) of a Dataset's item."""
+    if isinstance(item, Mapping):
+        image, label = ([key for key in keys if key in item] for keys in (IMAGES, LABELS))
+        if len(image) != 1 or len(label) > 1:
+            held = ", ".join(map(repr, item)) or "nothing"
+            raise InputError(
+                f"item {name} is a {type(item).__name__} of {held}; pass one with {' or '.join(map(repr, IMAGES))}, and with "
+                f"at most one of {', '.join(map(repr, LABELS))}; or (image, label)"
+            )
+        return item[image[0]], item[label[0]] if label else None
     if not isinstance(item, (tuple, list)):
         return item, None
     if len(item) not in (1, 2):

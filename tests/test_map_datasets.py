@@ -34,11 +34,20 @@ RGB = np.stack([GREY, GREY + 50, GREY + 100], axis=2)
     ids=["pil", "array-rgb", "array-grey", "tensor-uint8", "tensor-float", "tensor-double"],
 )
 def test_dataset_images(item, expected):
-    for items in ([item], [(item, 3)]):
+    for items in ([item], [(item, 3)], [{"image": item, "label": 3, "id": 7}], [{"img": item}]):
         images = open_images(items)
         assert images.names == ["0"]
         assert images.load(0).mode == "RGB"
         np.testing.assert_array_equal(np.asarray(images.load(0)), expected)
+
+
+def test_items_that_are_mappings_bring_their_labels():
+    items = [{"image": GREY, "label": number % 2} for number in range(4)]
+    assert open_images(items).labels.tolist() == [0, 1, 0, 1]
+    assert open_images([{"image": GREY}] * 2).labels is None
+    assert "item 0 is a dict of 'pixels'; pass one with 'image' or 'img'" in message(open_images, [{"pixels": GREY}])
+    twice = {"image": GREY, "label": 0, "class": 1}
+    assert "item 0 is a dict of 'image', 'label', 'class'; pass one" in message(open_images, [twice])
 
 
 @pytest.mark.parametrize(
@@ -51,9 +60,9 @@ def test_dataset_images(item, expected):
         (np.zeros((4, 4, 3)), "a float64 array [4, 4, 3]"),
         (np.zeros((4, 4, 4), dtype=np.uint8), "a uint8 array [4, 4, 4]"),
         ("cat.png", "str 'cat.png'"),
-        ({"image": GREY}, "dict"),
+        ({"image": {"image": GREY}}, "dict"),
     ],
-    ids=["normalised", "above-one", "nan", "one-channel", "float-array", "four-channels", "path", "dict"],
+    ids=["normalised", "above-one", "nan", "one-channel", "float-array", "four-channels", "path", "nested"],
 )
 @pytest.mark.parametrize("skip", [False, True])
 def test_dataset_images_that_are_refused(item, came, skip):
