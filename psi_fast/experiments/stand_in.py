@@ -62,7 +62,7 @@ class Scoring:
             top_k=self.own.top,
             k_max=self.config.k_max,
             n_init=self.config.n_init,
-            seed=self.config.seed,
+            seed=self.config.seed + 1,  # not PSI's starts of k-means, whose chance both would share
         )
 
     def channels(
