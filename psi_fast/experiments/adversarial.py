@@ -79,7 +79,7 @@ def draw(table: pd.DataFrame, claims: Sequence[Claim]) -> "Figure":
 
 @experiment(draw)
 def adversarial(
-    study: Study, *, channel_count: int = 10, patch_count: int = 40, budget: float = 8.0, steps: int = 4
+    study: Study, *, channel_count: int = 8, patch_count: int = 40, budget: float = 8.0, steps: int = 4
 ) -> Finding:
     """Patches of the most monosemantic channels changed so that they split in the encoder's space: does PSI stay low?
 
@@ -343,10 +343,11 @@ def _told(claims: Sequence[Claim], table: pd.DataFrame, layer: str) -> str:
 
 
 def _moved(value: Mapping[str, float], name: str) -> str:
-    (middle, most), (place, _) = (
+    (middle, most), (place, farthest) = (
         [100 * value[f"{what}, {name}, {part}"] for part in ("median", "95 % quantile")] for what in CHANGES
     )
     return (
-        f"{middle:.2g} % (median over patches; 95 % by less than {most:.2g} %), {place:.2g} % at the place where it peaked; "
-        f"{value[f'patches whose peak moved, {name}']:.0%} of patches peak elsewhere"
+        f"{middle:.2g} % (median over patches; 95 % by less than {most:.2g} %), and by {place:.2g} % (95 % by less than "
+        f"{farthest:.2g} %) at the place where it peaked; {value[f'patches whose peak moved, {name}']:.0%} of patches peak "
+        "elsewhere"
     )
