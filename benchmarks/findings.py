@@ -5,7 +5,8 @@
 
 EfficientNet-Lite0's `_conv_head` on Tiny-ImageNet's 10,000 validation images, whole images as patches (they have 64 px), in
 EfficientNet-Lite2's feature space with its 1000 classes as concepts. `depth` reads eight layers, with patches of the size that
-each sees, on 3,000 images. What is there already is not computed again.
+each sees, on 3,000 images. `robustness` reads runs/mobilenet.pt too, which benchmarks/mobilenet.py makes. What is there already
+is not computed again.
 """
 
 import argparse
@@ -29,6 +30,7 @@ OPTIONS = {
         "encoders": (
             "classifier:efficientnet-lite:lite0",
             "classifier:efficientnet-lite:lite1",
+            "classifier:mobilenet:network",
             "classifier:torchvision:resnet18@none",
         ),
         "text_heads": (
