@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from psi_fast.errors import ConfigError, InputError
-from psi_fast.experiments.figures import COLOURS, GREY, error_bars, panels
+from psi_fast.experiments.figures import COLOURS, GREY, error_bars, legend_above, panels
 from psi_fast.experiments.lesson import Lesson, lesson
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.statistics import Claim, auroc, mean, paired, rank_correlation, rate
@@ -89,7 +89,7 @@ def _draw_reach(panel: "Axes", layer: str, names: Sequence[str], known: dict[str
             )
     panel.set_xticks(range(len(names)), names)
     panel.set(title="mean of the channels", xlabel="strength", xlim=(-0.4, len(names) - 0.6))
-    panel.legend(fontsize=7)
+    legend_above(panel, columns=2)
 
 
 @experiment(draw)
