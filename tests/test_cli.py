@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from tiny import SETTINGS, one_line, run
+from tiny import one_line, run, score_flags
 
 import psi_fast
 from psi_fast.config import PSIConfig
@@ -21,20 +21,7 @@ def score(pictures, tmp_path):
     """Runs `psi-fast score` on tiny things into tmp_path / "run", with flags changed (None: left out) or added."""
 
     def call(*more, **changes):
-        flags = {
-            "--network": "tiny:network",
-            "--layer": "2",
-            "--images": pictures,
-            "--encoder": "classifier:tiny:classifier",
-            "--out": tmp_path / "run",
-            "--channels": "0:3",
-            "--device": "cpu",
-            **SETTINGS,
-        }
-        flags |= {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
-        return run(
-            "score", *(part for flag, value in flags.items() if value is not None for part in (flag, value)), *more
-        )
+        return run(*score_flags(pictures, tmp_path / "run", **{"channels": "0:3"} | changes), *more)
 
     return call
 

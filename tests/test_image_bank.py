@@ -309,13 +309,13 @@ def test_a_gpu_holds_the_bank_where_it_fits_and_gets_pinned_parts_where_not(tmp_
 
 def test_images_are_decoded_side_by_side_and_counted(tmp_path, monkeypatch):
     images, together = tiny.image_set(6), threading.Barrier(2, timeout=20)
-    plain, counted = images.load, []
+    plain, bars = images.load, []
     images.load = lambda index: (together.wait(), plain(index))[1]  # goes on when another image is being decoded
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     progress = Progress(False)
-    monkeypatch.setattr(progress, "bar", lambda *about: counted.append(Counter(*about)) or counted[-1])
+    monkeypatch.setattr(progress, "bar", lambda *about: bars.append(Counter(*about)) or bars[-1])
     open_bank(images, 32, folder=tmp_path, side=32, progress=progress)
-    assert [(bar.about, bar.count) for bar in counted] == [(("decoding", 6, "img"), 6)]
+    assert [(bar.about, bar.count) for bar in bars] == [(("decoding", 6, "img"), 6)]
 
 
 def test_boxes_return_to_the_originals(tmp_path):

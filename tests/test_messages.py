@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 from image_helpers import message
-from tiny import SETTINGS, one_line, run
+from tiny import SETTINGS, one_line, run, score_flags
 
 import psi_fast
 from psi_fast.config import PSIConfig
@@ -21,18 +21,7 @@ def told(pictures, tmp_path, capsys):
     """The one line that `psi-fast score` ends in on tiny things, with flags changed (None: left out) or added."""
 
     def call(*more, **changes):
-        flags = {
-            "--network": "tiny:network",
-            "--layer": "2",
-            "--images": pictures,
-            "--encoder": "classifier:tiny:classifier",
-            "--out": tmp_path / "run",
-            "--device": "cpu",
-            **SETTINGS,
-        }
-        flags |= {f"--{name}": value for name, value in changes.items()}
-        given = [part for flag, value in flags.items() if value is not None for part in (flag, value)]
-        assert run("score", *given, *more) == 2
+        assert run(*score_flags(pictures, tmp_path / "run", **changes), *more) == 2
         assert not (tmp_path / "run").exists()
         return one_line(capsys)
 

@@ -367,6 +367,21 @@ def score(model=None, layer=LAYER, images=None, **changes):
     return psi_fast.score(model or network(), layer, images if images is not None else image_set(), **options)
 
 
+def score_flags(images, out, /, **changes):
+    """`psi-fast score` on tiny things as words, with flags changed (None: left out) or added."""
+    flags = {
+        "--network": "tiny:network",
+        "--layer": "2",
+        "--images": images,
+        "--encoder": "classifier:tiny:classifier",
+        "--out": out,
+        "--device": "cpu",
+        **SETTINGS,
+    }
+    flags |= {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+    return ["score", *(part for flag, value in flags.items() if value is not None for part in (flag, value))]
+
+
 def run(*arguments):
     """Exit code of the command, run in this process."""
     try:
