@@ -11,7 +11,7 @@ from torch import nn
 from psi_fast.attention_heads import HEADS, Heads, find_heads, heads_of, one_a_head
 from psi_fast.errors import ModelError, nearest
 from psi_fast.forward import Pace, autocast, channels_last, in_slices, name_of
-from psi_fast.trial_forward import frozen, moved, told, trial_forward
+from psi_fast.trial_forward import frozen, moved, told, trial_forward, where_read
 from psi_fast.unit_layout import Layout, layout_of
 
 if TYPE_CHECKING:
@@ -258,13 +258,14 @@ def _opened(taps: Sequence[ActivationTap]) -> ExitStack:
 
 def _read(taps: Sequence[ActivationTap], batch: torch.Tensor, pace: Pace) -> list[torch.Tensor]:
     """One forward pass of the batch, through opened taps."""
-    first = taps[0]
+    first, layers = taps[0], [tap.layer for tap in taps]
+    network = first.network
 
     def forward(rows: torch.Tensor) -> list[torch.Tensor]:
         for tap in taps:
             tap._seen.clear()
-        with suppress(_Stop), told(first.network, [tap.layer for tap in taps], rows):
-            first.network.module(rows)
+        with suppress(_Stop), told(network.name, lambda error: where_read(network, layers, rows, error)):
+            network.module(rows)
         return [tap._taken(len(rows)) for tap in taps]
 
     batch = batch.to(first.device)

@@ -1,24 +1,23 @@
 """TopPatches + bank -> embeddings: each distinct crop cut, prepared and encoded once, in batches on the device."""
 
 import math
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Generator, Sequence
+from contextlib import closing, nullcontext
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from psi_fast.checkpoints import one_line
 from psi_fast.config import PSIConfig
 from psi_fast.encoders import Encoder
-from psi_fast.errors import ModelError, NotFiniteError, PsiFastError
+from psi_fast.errors import NotFiniteError
 from psi_fast.forward import one_thread, step_of
 from psi_fast.image_bank import MAX_SIDE, ImageBank, Squares
 from psi_fast.image_stream import ImageStream
 from psi_fast.preprocess import Preprocess
 from psi_fast.progress import Progress
-from psi_fast.trial_forward import late_remedy
+from psi_fast.trial_forward import told
 
 WINDOW = 256
 """Crops that follow one another in the order of their images and are put in order of size: those of one size go together."""
@@ -77,7 +76,9 @@ def embed(
     result: torch.Tensor | None = None
     with torch.inference_mode(), closing(batches), progress.bar("embedding", len(crops), "crop") as bar:
         for rows, pixels in batches:
-            with _told(encoder, names[int(images[rows[0]])]):
+            first = names[int(images[rows[0]])]
+            where = f" on a batch of crops, the first of them of image {first!r}"
+            with told(f"embedding: {encoder.name}", lambda _error, where=where: where):
                 part = encoder.encode(pixels).float().cpu()
             bad = torch.nonzero(~torch.isfinite(part).all(1) | (part == 0).all(1))
             if len(bad):
@@ -91,20 +92,6 @@ def embed(
             bar.update(len(part))
     assert result is not None, "a run has a crop"
     return result
-
-
-@contextmanager
-def _told(encoder: Encoder, image: str) -> Iterator[None]:
-    """Turns whatever an encoder raises on a batch of crops, the first of them from `image`, into a ModelError of one line."""
-    try:
-        yield
-    except PsiFastError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"embedding: {encoder.name} raised {type(error).__name__} ({one_line(error)}) on a batch of crops, the first of them "
-            f"of image {image!r}; {late_remedy(error)}"
-        ) from error
 
 
 def prepared(

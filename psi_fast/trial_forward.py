@@ -38,26 +38,29 @@ def trial_forward(network: "Network", make: Callable[..., torch.Tensor], count: 
 
 
 @contextmanager
-def told(network: "Network", layers: Sequence[str], batch: torch.Tensor) -> Iterator[None]:
-    """Turns whatever the network raises on a batch, while its layers are read, into a ModelError of one line."""
+def told(who: str, where: Callable[[Exception], str]) -> Iterator[None]:
+    """Turns whatever a network or an encoder, `who`, raises in the middle of a run into a ModelError of one line.
+
+    `where` says of the error on what it was raised.
+    """
     try:
         yield
     except PsiFastError:  # from a hook
         raise
     except Exception as error:
-        where = _raised_in(network, error)
-        raise ModelError(
-            f"{network.name} raised {type(error).__name__} ({one_line(error)}){f' in its module {where!r}' if where else ''} on "
-            f"a batch of {list(batch.shape)} while {'layer' if len(layers) == 1 else 'layers'} {', '.join(layers)} "
-            f"{'was' if len(layers) == 1 else 'were'} read; {late_remedy(error)}"
-        ) from error
+        remedy = "mend its forward, or leave out the images that it cannot take"
+        if isinstance(error, torch.OutOfMemoryError):
+            remedy = "lower batch_size, or free memory of the GPU"
+        raise ModelError(f"{who} raised {type(error).__name__} ({one_line(error)}){where(error)}; {remedy}") from error
 
 
-def late_remedy(error: Exception) -> str:
-    """What to do about an error that a network, or an encoder, raises in the middle of a run."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return "lower batch_size, or free memory of the GPU"
-    return "mend its forward, or leave out the images that it cannot take"
+def where_read(network: "Network", layers: Sequence[str], batch: torch.Tensor, error: Exception) -> str:
+    """On what a network raised while its layers were read."""
+    part = _raised_in(network, error)
+    return (
+        f"{f' in its module {part!r}' if part else ''} on a batch of {list(batch.shape)} while "
+        f"{'layer' if len(layers) == 1 else 'layers'} {', '.join(layers)} {'was' if len(layers) == 1 else 'were'} read"
+    )
 
 
 def _raised_in(network: "Network", error: Exception) -> str:
