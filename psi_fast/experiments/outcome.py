@@ -122,7 +122,7 @@ def experiment(
                     [study.about["identity"], name, _plain(given), store.code_fingerprint(True)]
                 ),
             }
-            if (found := _read(folder, about["identity"], name, draw)) is not None:
+            if (found := _read(folder, about["identity"], draw)) is not None:
                 study.bars.say(store.reused(folder, found.manifest))
                 return found
             before = dict(study.bars.seconds)
@@ -200,21 +200,35 @@ def rendered(figure: "Figure", kind: str) -> bytes:
     return held.getvalue()
 
 
-def _read(folder: Path, identity: str, name: str, draw: Draw) -> Outcome | None:
-    """The outcome in `folder`; None where there is none, or another."""
+def read_outcome(folder: Path, draw: Draw | None = None) -> Outcome:
+    """The finished experiment in `folder`; it can be drawn anew by `draw` alone.
+
+    Raises
+    ------
+    StoreError
+        There is none, or a file of it cannot be read.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest.get("identity") != identity:
-            return None
         rows = pd.read_csv(
             folder / CLAIMS, keep_default_na=False, na_values={c: [""] for c in ("value", "low", "high", "p")}
         )
         claims = [Claim(**{str(key): value for key, value in row.items()}) for row in rows.to_dict("records")]
         if len(claims) != manifest["claims"]:
-            return None
-        return Outcome(pd.read_parquet(folder / TABLE), claims, manifest.pop("text"), name, folder, manifest, draw)
-    except (OSError, ValueError, KeyError, pa.ArrowException):
+            raise ValueError(f"{CLAIMS} has {len(claims)} of {manifest['claims']} claims")
+        name, text = manifest["experiment"], manifest.pop("text")
+        return Outcome(pd.read_parquet(folder / TABLE), claims, text, name, folder, manifest, draw)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+        raise StoreError(f"cannot read the experiment in {folder}: {error}; remove it and run it again") from error
+
+
+def _read(folder: Path, identity: str, draw: Draw) -> Outcome | None:
+    """The outcome in `folder`; None where there is none, or another."""
+    try:
+        found = read_outcome(folder, draw)
+    except StoreError:
         return None
+    return found if found.manifest.get("identity") == identity else None
 
 
 def _made(about: dict[str, Any]) -> str:

@@ -140,11 +140,20 @@ def inertia(gram: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 def silhouette(gram: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Mean silhouette with cosine distance, [N] for labels [N, K] int64 in 0..k-1; -inf with fewer than two clusters in use.
-
-    A sample alone in its cluster counts 0, as in scikit-learn.
-    """
+    """Mean silhouette with cosine distance, [N] for labels [N, K] int64 in 0..k-1; -inf with fewer than two clusters in use."""
     sums = _sums(gram, labels[:, None], k)
+    return torch.where((sums.sizes[:, 0] > 0).sum(-1) >= 2, _silhouettes(sums, labels).mean(-1), -torch.inf)
+
+
+def silhouettes(gram: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Silhouette of each sample with cosine distance, [N, K] for labels [N, K] int64 in 0..k-1; 0 with fewer than two clusters
+    in use."""
+    sums = _sums(gram, labels[:, None], k)
+    return torch.where((sums.sizes[:, 0] > 0).sum(-1, keepdim=True) >= 2, _silhouettes(sums, labels), 0)
+
+
+def _silhouettes(sums: Sums, labels: Tensor) -> Tensor:
+    """Silhouettes [N, K], nan with one cluster; a sample alone in its cluster counts 0, as in scikit-learn."""
     sizes = sums.sizes[:, 0, :, None]  # [N, k, 1]
     mean = (1 - sums.product[:, 0] / sizes).clamp(min=0)  # mean distance to each cluster; nan where empty
     own = labels[:, None]
@@ -153,9 +162,8 @@ def silhouette(gram: Tensor, labels: Tensor, k: int) -> Tensor:
     inside = mean.gather(1, own)[:, 0] * own_size / (own_size - 1).clamp(min=1)
     mean = torch.where(sizes > 0, mean, torch.inf).scatter(1, own, torch.inf)
     outside = mean.amin(1)
-    value = (outside - inside) / torch.maximum(outside, inside).clamp(min=torch.finfo(gram.dtype).tiny)
-    value = torch.where(own_size > 1, value, 0).mean(-1)
-    return torch.where((sums.sizes[:, 0] > 0).sum(-1) >= 2, value, -torch.inf)
+    value = (outside - inside) / torch.maximum(outside, inside).clamp(min=torch.finfo(sums.product.dtype).tiny)
+    return torch.where(own_size > 1, value, 0)
 
 
 def _sums(gram: Tensor, labels: Tensor, k: int) -> Sums:
