@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from psi_fast import store
@@ -19,7 +18,7 @@ from psi_fast.errors import InputError
 from psi_fast.evaluation import Background, evaluate
 from psi_fast.networks import Network
 from psi_fast.peer_scores import scaled
-from psi_fast.pipeline import Inputs, run
+from psi_fast.pipeline import Inputs, Tensors, run
 from psi_fast.progress import Progress
 from psi_fast.scores import Scores
 from psi_fast.subject import open_subject
@@ -63,7 +62,8 @@ def score(
         them. Several are read in one pass over the images, and each is scored as it would be alone.
     images : path or map-style dataset of (image, label)
         Tiny-ImageNet's tree as a folder or zip, an ImageFolder, a folder of images, WebDataset shards ("shard-{00..99}.tar"
-        or a folder of them), a Hugging Face dataset (an id, parquet files or a saved folder), or a dataset.
+        or a folder of them), a Hugging Face dataset (an id, parquet files or a saved folder), "scikit-image:tiles" (the
+        demo's), or a dataset.
     encoder : str or Encoder
         "open_clip:ARCH/TAG", "open_clip:ARCH/CHECKPOINT", "open_clip:hf-hub:ORG/NAME", "open_clip:local-dir:FOLDER" or
         "classifier:NETWORK-SPEC".
@@ -121,7 +121,7 @@ def score(
         bank_side=bank_side,
         bars=bars,
     )
-    about = subject.about(images)
+    about = subject.about(images, max_images, skip_unreadable)
     if folder is not None and store.finished(folder, about):
         held = store.load(folder)
         bars.say(store.reused(folder, held.manifest))
@@ -138,7 +138,7 @@ def score(
                 "give another folder (--out), fewer channels (--channels) or a smaller top_k",
             )
 
-    def from_images() -> tuple[Scores, dict[str, torch.Tensor]]:
+    def from_images() -> tuple[Scores, Tensors, Tensors]:
         see_room()
         with bars.stage("decoding"):
             squares = subject.squares(bars)
@@ -148,8 +148,8 @@ def score(
     if folder is None:
         return from_images()[0]
     with store.reserved(folder):
-        scores, tensors = from_images()
-        store.save(folder, scores, tensors, text.names)
+        scores, embedded, distributions = from_images()
+        store.save(folder, scores, embedded, text.names, distributions)
     return scores
 
 

@@ -13,6 +13,7 @@ from psi_fast.image_set import ImageSet
 from psi_fast.scores import Scores
 
 DEMO_NETWORK, DEMO_LAYER = "efficientnet-lite:lite0", "_conv_head"
+DEMO_IMAGES = "scikit-image:tiles"
 DEMO_ENCODER = "classifier:efficientnet-lite:lite2"
 DEMO_CONFIG = PSIConfig(patch="image", draws=100, top_k=60, n_init=2)
 
@@ -61,7 +62,7 @@ def demo_tiles() -> ImageSet:
     """
     spec = find_spec("skimage")  # found without importing it: the files are all that is needed
     if spec is None or spec.origin is None:
-        raise ModelError('the demo needs scikit-image; install it with: pip install "psi-fast[demo]"')
+        raise ModelError(f'{DEMO_IMAGES} needs scikit-image; install it with: pip install "psi-fast[demo]"')
     photographs: dict[str, Image.Image] = {}
     names: list[str] = []
     stamps: list[str] = []
@@ -74,7 +75,7 @@ def demo_tiles() -> ImageSet:
                 photograph = image.copy()
         except OSError as error:
             raise ModelError(
-                f'scikit-image came without {file!r}, which the demo needs; install "psi-fast[demo]" again'
+                f'scikit-image came without {file!r}, which {DEMO_IMAGES} needs; install "psi-fast[demo]" again'
             ) from error
         stem = path.stem
         photographs[stem] = photograph
@@ -115,5 +116,5 @@ def run_demo(out: str | Path, progress: bool = True) -> Scores:
     from psi_fast.api import score
 
     return score(
-        DEMO_NETWORK, DEMO_LAYER, demo_tiles(), encoder=DEMO_ENCODER, config=DEMO_CONFIG, out=out, progress=progress
+        DEMO_NETWORK, DEMO_LAYER, DEMO_IMAGES, encoder=DEMO_ENCODER, config=DEMO_CONFIG, out=out, progress=progress
     )

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from psi_fast.errors import StoreError
+from psi_fast.evaluation import RANDOM_CHANNELS
+from psi_fast.results import COMPONENTS, KEPT_DRAWS, KEPT_IMAGES
 
 if TYPE_CHECKING:
     from psi_fast.results import Bank
@@ -38,7 +40,10 @@ def _size(count: int) -> str:
 
 
 def run_bytes(subject: "Subject", text: "Bank") -> int:
-    """What the files of a run take at most: mostly the embeddings, one for each distinct patch of the layers' channels."""
+    """What the files of a run take at most: mostly the embeddings, one for each distinct patch of the layers' channels.
+
+    Next come the null draws and the images' maxima of each channel.
+    """
     images, config = len(subject.images), subject.config
     patches = [len(ids) * config.top_k for ids in subject.channels]
     # a patch is one position of one image; where it is the whole image, layers share it too
@@ -46,7 +51,10 @@ def run_bytes(subject: "Subject", text: "Bank") -> int:
     distinct = min(distinct, images) if config.patch == "image" else distinct
     heads = 0 if text.head is None else text.head.nbytes
     rows = distinct * text.embeddings.shape[1] * 4 + sum(patches) * ROW_BYTES
-    return rows + text.embeddings.nbytes + heads + HEAD_BYTES
+    draws, maxima = min(config.draws, KEPT_DRAWS), min(images, KEPT_IMAGES)
+    distributions = sum(map(len, subject.channels)) * (len(COMPONENTS) * draws + maxima) * 4
+    distributions += len(subject.taps) * RANDOM_CHANNELS * 8
+    return rows + text.embeddings.nbytes + heads + distributions + HEAD_BYTES
 
 
 def shelf_bytes(subject: "Subject", text: "Bank") -> int:

@@ -39,7 +39,7 @@ class Evaluation:
     table : DataFrame, a row a channel, as `Scores.table` without the layer
     random : DataFrame, a row a random-patch channel, the same columns
     clusters : Clusters of the channels on the CPU, without the random-patch ones
-    draws : null draws [C, B] float32 of each component, where they were kept
+    draws : the first null draws [C, b] float32 of each component, where they were kept, as of NullMoments
     centre : [d] float64, the mean patch embedding that was subtracted; None without centring
     """
 
@@ -65,13 +65,14 @@ def evaluate(
     unselective: np.ndarray,
     weights: np.ndarray | None = None,
     class_selectivity: np.ndarray | None = None,
-    keep_draws: bool = False,
+    keep_draws: int = 0,
     centre: Tensor | None = None,
 ) -> Evaluation:
     """Scores of patches of classes `labels` [C, K] int64; what is known of each channel as in `tabulate`.
 
     `weights` [C, K] and `class_selectivity` [C], float32, are those of TopPatches; without them the peers that take them are nan.
-    With `config.center`, `centre` [d] float64 is subtracted, the patches' own mean by default.
+    With `config.center`, `centre` [d] float64 is subtracted, the patches' own mean by default. The first `keep_draws`
+    null draws are kept.
     """
     if not config.center:
         centre = None

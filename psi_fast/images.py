@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from psi_fast import hf_datasets, map_datasets, tar_shards
-from psi_fast.errors import ConfigError
+from psi_fast.demo import DEMO_IMAGES, demo_tiles
+from psi_fast.errors import ConfigError, InputError
 from psi_fast.image_set import ImageSet, readable
 from psi_fast.image_trees import ImageTree, open_tree
 from psi_fast.progress import Progress
@@ -37,7 +38,7 @@ def open_images(
         "shard-{000000..000099}.tar", or a folder that holds only shards. Or any object with a length whose items are
         (image, int label), {"image": image, "label": int label} or an image alone: PIL, uint8 array [H, W] or [H, W, 3],
         uint8 tensor [3, H, W], or float tensor [3, H, W] within 0..1. Its items are read under a lock, because its code may
-        not be made for threads.
+        not be made for threads. Or "scikit-image:tiles", the tiles of `demo_tiles`.
     max_images : int, optional
         Keep this many images, spread evenly over the set and balanced over its classes, in the original order.
     seed : int
@@ -51,6 +52,8 @@ def open_images(
     ------
     InputError
         The source cannot be read as images; the message says what was found and what to do.
+    ModelError
+        The tiles are asked for, and scikit-image is not installed.
     ConfigError
         `max_images` or `seed` is out of range.
     """
@@ -58,7 +61,11 @@ def open_images(
     for name, value, low in (("max_images", max_images, 1), ("seed", seed, 0)):
         if (value is not None or name == "seed") and (type(value) is not int or value < low):
             raise ConfigError(f"{name} must be a whole number of at least {low}, got {value!r}")
-    if isinstance(source, (str, os.PathLike)) and tar_shards.names_shards(os.fspath(source)):
+    if isinstance(source, str) and source.startswith("scikit-image:"):
+        if source != DEMO_IMAGES:
+            raise InputError(f"of scikit-image's photographs there are {DEMO_IMAGES} alone, got {source!r}")
+        images = demo_tiles()
+    elif isinstance(source, (str, os.PathLike)) and tar_shards.names_shards(os.fspath(source)):
         images = tar_shards.open_shards(os.fspath(source), progress)
     elif hf_datasets.is_dataset(source) or (
         isinstance(source, (str, os.PathLike)) and hf_datasets.names_dataset(source)

@@ -25,7 +25,7 @@ class Job:
     """Tiny-ImageNet as a folder or zip, an ImageFolder, a folder of images, a Hugging Face dataset (owner/name[@split], a
     .parquet or .arrow file, a pattern such as "data/*.parquet", a folder of parquet files or a saved one, with @split behind
     it where it has several), or WebDataset shards (a .tar, a pattern such as "shard-{000000..000099}.tar", a folder of
-    them)."""
+    them), or scikit-image:tiles, the tiles of photographs that the demo takes."""
     encoder: str
     """open_clip:ARCH/TAG, open_clip:ARCH/CHECKPOINT, open_clip:hf-hub:ORG/NAME, open_clip:local-dir:FOLDER or
     classifier:NETWORK."""

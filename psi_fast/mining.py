@@ -17,7 +17,7 @@ from psi_fast.image_stream import ImageStream
 from psi_fast.networks import Network
 from psi_fast.peer_scores import scaled, selectivity_index
 from psi_fast.progress import Progress
-from psi_fast.results import TopPatches
+from psi_fast.results import KEPT_IMAGES, TopPatches
 from psi_fast_kernels._backend import offered
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels.philox import uint32
@@ -144,6 +144,8 @@ class _Ranking:
         # of maxima, of their squares
         self._sums = torch.zeros(2, len(channels), dtype=torch.float64, device=device)
         self._by_class = None if labels is None else _ByClass(labels, self._sums)
+        self._sampled = spread_images(len(names))
+        self._sample = torch.empty(len(channels), len(self._sampled), device=device)
 
     def add(self, activations: torch.Tensor, first: int, lowest: torch.Tensor | None = None) -> None:
         """Rank the activations [B, all channels, P] of the images from `first` on; `lowest` [C] where they hold only maxima."""
@@ -167,6 +169,9 @@ class _Ranking:
         self._count += len(maxima)
         if self._by_class is not None:
             self._by_class.add(maxima, first)
+        start, stop = np.searchsorted(self._sampled, (first, first + len(maxima)))
+        rows = torch.from_numpy(self._sampled[start:stop] - first).to(maxima.device)
+        self._sample[:, start:stop] = extremes.maxima[rows].T
 
     def result(self) -> TopPatches:
         top = _draw_band(self._held, self._channels, self._config) if self._config.band else self._top
@@ -177,7 +182,8 @@ class _Ranking:
         weights = scaled(np.where(held, values, np.nan), self._least.cpu().numpy(), high)
         by_class = np.full_like(high, np.nan) if self._by_class is None else self._by_class.index()
         return TopPatches(
-            self._channels, values, found, positions, high, dead, selectivity, unselective, weights, by_class
+            *(self._channels, values, found, positions, high, dead, selectivity, unselective, weights, by_class),
+            image_maxima=self._sample.cpu(),
         )
 
     def _selectivity(self, values: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -193,6 +199,11 @@ class _Ranking:
         selectivity[spread == 0] = np.nan
         # sums over batches round by batch: float32 keeps what does not depend on that
         return selectivity.astype(np.float32), selectivity <= random
+
+
+def spread_images(count: int) -> np.ndarray:
+    """Which of `count` images `TopPatches.image_maxima` is of: all, or KEPT_IMAGES spread evenly, ascending int64."""
+    return np.linspace(0, count - 1, min(count, KEPT_IMAGES), dtype=np.int64)
 
 
 class _ByClass:

@@ -32,14 +32,14 @@ def draw_nulls(
     bank: Bank | None,
     config: PSIConfig,
     progress: Progress,
-    keep: bool = False,
+    keep: int = 0,
 ) -> dict[str, NullMoments]:
     """The nulls of the components there are, under "S", "Q", "D", and the paper's S null under "S_independent".
 
-    With `keep` the draws of all but the last are held on to.
+    The first `keep` draws of all but the last are held on to.
     """
     spherical = config.rotation == "independent"
-    independent = _sphere_moments(patches, components.S, config, keep and spherical)
+    independent = _sphere_moments(patches, components.S, config, keep if spherical else 0)
     nulls = {"S_independent": independent}
     nulls["S"] = independent if spherical else _rotation_moments(patches, components.S, config, progress, keep)
     if labels is not None and components.Q is not None:
@@ -50,7 +50,7 @@ def draw_nulls(
 
 
 def _rotation_moments(
-    patches: PatchEmbeddings, observed: Tensor, config: PSIConfig, progress: Progress, keep: bool
+    patches: PatchEmbeddings, observed: Tensor, config: PSIConfig, progress: Progress, keep: int
 ) -> NullMoments:
     result = _empty(observed, config, keep)
     groups = list(patches.groups(2 * config.k_max))
@@ -100,7 +100,7 @@ def _tangent_space(patches: PatchEmbeddings, group: Group, rotation: str) -> Tan
     return Tangent(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def _sphere_moments(patches: PatchEmbeddings, observed: Tensor, config: PSIConfig, keep: bool) -> NullMoments:
+def _sphere_moments(patches: PatchEmbeddings, observed: Tensor, config: PSIConfig, keep: int) -> NullMoments:
     """The paper's S null: it depends on the number of patches alone, so it is drawn once per group."""
     result = _empty(observed, config, keep)
     for group in patches.groups(2 * config.k_max):
@@ -129,7 +129,7 @@ def _permutation_moments(
     labels: Tensor,
     config: PSIConfig,
     progress: Progress,
-    keep: bool,
+    keep: int,
 ) -> NullMoments:
     result = _empty(observed, config, keep)
     groups = list(patches.groups(2 * config.k_max))
@@ -159,7 +159,7 @@ def _permutation_moments(
 
 
 def text_moments(
-    patches: PatchEmbeddings, clusters: Clusters, components: Components, bank: Bank, config: PSIConfig, keep: bool
+    patches: PatchEmbeddings, clusters: Clusters, components: Components, bank: Bank, config: PSIConfig, keep: int = 0
 ) -> NullMoments:
     """The null of D alone; of `patches` it reads the channels' ids and how many are the layer's own."""
     observed = components.D
@@ -210,8 +210,8 @@ def _parts(group: Group) -> Iterator[slice]:
         yield slice(start, min(start + step, channels))
 
 
-def _empty(observed: Tensor, config: PSIConfig, keep: bool) -> NullMoments:
-    draws = torch.full((len(observed), config.draws), torch.nan) if keep else None
+def _empty(observed: Tensor, config: PSIConfig, keep: int) -> NullMoments:
+    draws = torch.full((len(observed), min(keep, config.draws)), torch.nan) if keep else None
     return NullMoments(*(torch.full_like(observed, torch.nan) for _ in range(3)), draws=draws)
 
 

@@ -20,7 +20,7 @@ from psi_fast.image_stream import ImageStream
 from psi_fast.mining import mine, random_patches
 from psi_fast.progress import Progress
 from psi_fast.receptive_field import Field, boxes, measure_field
-from psi_fast.results import Bank, PatchEmbeddings, TopPatches
+from psi_fast.results import COMPONENTS, KEPT_DRAWS, Bank, PatchEmbeddings, TopPatches
 from psi_fast.scores import Scores, cautions, patch_table
 from psi_fast.store import now
 from psi_fast.subject import Subject
@@ -60,18 +60,23 @@ class LayerPatches:
     random_box: np.ndarray
 
 
-def run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores, dict[str, torch.Tensor]]:
-    """The stages from images to scores; also the tensors worth keeping.
+Tensors = dict[str, torch.Tensor]
 
-    These are unique [U, d], index [all channels, K], text [P, d], and with a text head text_head [P, e].
+
+def run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores, Tensors, Tensors]:
+    """The stages from images to scores; also the tensors worth keeping: the embeddings, and the distributions behind the scores.
+
+    The first are unique [U, d], index [all channels, K], text [P, d], and with a text head text_head [P, e]; the second are
+    those of `_distributions`.
     """
     retried: list[str] = []
     layers, pace = _patches(inputs, bars, retried)
     embedded, indices = _embeddings(layers, inputs, bars, retried)
-    tables, labels, patches = [], [], []
+    evaluations, tables, labels, patches = [], [], [], []
     for found, (index, random_index) in zip(layers, indices, strict=True):
         with bars.within(found.layer if len(layers) > 1 else ""):
             evaluation = _evaluated(found, embedded, index, random_index, inputs, bars)
+        evaluations.append(evaluation)
         table, clusters = evaluation.table, evaluation.clusters.labels.numpy()
         images, original = inputs.subject.images, inputs.bank.to_image(found.box, found.top.images)
         rows = patch_table(found.top, original, clusters, images.names, images.labels, images.class_names)
@@ -84,7 +89,24 @@ def run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores, 
         tensors["text_head"] = inputs.text.head
     table = pd.concat(tables, ignore_index=True)
     manifest = about | _account(layers, pace, table, len(embedded), retried, inputs, bars)
-    return Scores(table, np.concatenate(labels), manifest, pd.concat(patches, ignore_index=True)), tensors
+    scores = Scores(table, np.concatenate(labels), manifest, pd.concat(patches, ignore_index=True))
+    return scores, tensors, _distributions(layers, evaluations)
+
+
+def _distributions(layers: Sequence[LayerPatches], evaluations: Sequence[Evaluation]) -> Tensors:
+    """What the scores of all layers' C channels were held against, for charts.
+
+    X_null [C, b] float32 for each component X there is, its first null draws; image_maxima [C, n] float32, as of TopPatches;
+    random_log_psi [layers, RANDOM_CHANNELS] float64, of the random-patch channels.
+    """
+    nulls = {
+        f"{name}_null": torch.cat([own.draws[name] for own in evaluations])
+        for name in COMPONENTS
+        if name in evaluations[0].draws  # there for all layers or for none
+    }
+    random = np.stack([own.random["log_psi"].to_numpy() for own in evaluations])
+    maxima = torch.cat([own.top.image_maxima for own in layers])
+    return nulls | {"image_maxima": maxima, "random_log_psi": torch.from_numpy(random)}
 
 
 def _patches(inputs: Inputs, bars: Progress, retried: list[str]) -> tuple[list[LayerPatches], Pace]:
@@ -201,6 +223,7 @@ def _evaluated(
         unselective=top.unselective,
         weights=top.weights,
         class_selectivity=top.class_selectivity,
+        keep_draws=KEPT_DRAWS,
     )
 
 

@@ -10,6 +10,9 @@ from torch import Tensor
 
 COMPONENTS = ("S", "Q", "D")
 
+KEPT_DRAWS, KEPT_IMAGES = 1000, 1000
+"""What a run folder keeps of each channel at most: its first null draws, and its maxima in images spread evenly over the set."""
+
 
 @dataclass(frozen=True)
 class TopPatches:
@@ -27,6 +30,8 @@ class TopPatches:
         these do not vary, and where invalid
     class_selectivity : [C] float32 in [0, 1], class selectivity index of the images' maxima, negative ones taken for 0; nan
         without labels, and for a channel that is never positive
+    image_maxima : [C, n] float32, largest activation in each of n = min(N, KEPT_IMAGES) of the N images, spread evenly over
+        them and in their order
     """
 
     channels: np.ndarray
@@ -39,6 +44,7 @@ class TopPatches:
     unselective: np.ndarray
     weights: np.ndarray
     class_selectivity: np.ndarray
+    image_maxima: torch.Tensor
 
     @property
     def valid(self) -> np.ndarray:
@@ -163,7 +169,8 @@ class PeerScores:
 class NullMoments:
     """A component's null for each channel: mean [C], sd [C] and p [C] = (1 + draws not below the observed) / (B + 1), float64.
 
-    draws : [C, B] float32 on the CPU where they were kept, nan for a channel that has none
+    draws : [C, b] float32 on the CPU, the first b draws where some were kept, nan for a channel that has none; of D, 0 where
+        there is one cluster, whose null does not vary
     """
 
     mean: Tensor

@@ -1,4 +1,4 @@
-"""The run folder: four files, each written whole or not at all, the manifest last."""
+"""The run folder: five files, each written whole or not at all, the manifest last."""
 
 import contextlib
 import hashlib
@@ -13,15 +13,21 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 
 from psi_fast.errors import StoreError
 from psi_fast.scores import Scores
 
-SCORES, PATCHES, EMBEDDINGS, MANIFEST = "scores.parquet", "patches.parquet", "embeddings.safetensors", "manifest.json"
+SCORES, PATCHES, MANIFEST = "scores.parquet", "patches.parquet", "manifest.json"
+EMBEDDINGS, DISTRIBUTIONS = "embeddings.safetensors", "distributions.safetensors"
 TEMPORARY = ".psi-fast-"
-SHARED, EXPERIMENTS = "shared", "experiments"
-"""Folders beside a run's files: what experiments share, and their results."""
+SHARED, EXPERIMENTS, REPORT = "shared", "experiments", "report"
+"""Folders beside a run's files: what experiments share, their results, and pages to look at."""
+OWN = (SCORES, PATCHES, EMBEDDINGS, DISTRIBUTIONS, SHARED, EXPERIMENTS, REPORT)
+PRESENTATION = ("report", "figures")
+"""Packages of psi_fast that show results and decide none."""
 
 
 def finished(folder: Path, about: dict[str, Any]) -> bool:
@@ -55,11 +61,7 @@ def require_own(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise StoreError(f"--out must name a folder, but {folder} is a file")
-    foreign = [
-        p.name
-        for p in folder.iterdir()
-        if p.name not in (SCORES, PATCHES, EMBEDDINGS, SHARED, EXPERIMENTS) and not p.name.startswith(TEMPORARY)
-    ]
+    foreign = [p.name for p in folder.iterdir() if p.name not in OWN and not p.name.startswith(TEMPORARY)]
     if foreign:
         raise StoreError(f"{folder} holds files that are no run of psi_fast ({foreign[0]}, ...); choose another folder")
 
@@ -85,18 +87,22 @@ def reserved(folder: Path) -> Iterator[None]:
         raise
 
 
-def save(folder: Path, scores: Scores, tensors: dict[str, torch.Tensor], concepts: tuple[str, ...]) -> None:
-    """Write a run; the manifest comes last, so a folder with one is complete."""
+def save(
+    folder: Path,
+    scores: Scores,
+    tensors: dict[str, torch.Tensor],
+    concepts: tuple[str, ...],
+    distributions: dict[str, torch.Tensor],
+) -> None:
+    """Write a run; `tensors` are the embeddings. The manifest comes last, so a folder with one is complete."""
     if scores.patches is None:
         raise StoreError("a run without patches cannot be saved; use Scores.to_parquet for the table alone")
     table, patches = scores.table, scores.patches
     try:
         write_whole(folder / SCORES, lambda path: table.to_parquet(path, index=False))
         write_whole(folder / PATCHES, lambda path: patches.to_parquet(path, index=False))
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        # as bytes: safetensors' own writer leaves temporary files of its own when it is killed
-        held = serialised(contiguous, metadata={"concepts": json.dumps(concepts)})
-        write_whole(folder / EMBEDDINGS, lambda path: path.write_bytes(held))
+        _write_tensors(folder / EMBEDDINGS, tensors, {"concepts": json.dumps(concepts)})
+        _write_tensors(folder / DISTRIBUTIONS, distributions)
         text = json.dumps(scores.manifest, indent=2, ensure_ascii=False) + "\n"
         write_whole(folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
     except (OSError, pa.ArrowException, ValueError) as error:
@@ -113,10 +119,7 @@ def load(folder: str | Path) -> Scores:
         There is no finished run, or a file of it cannot be read.
     """
     folder = Path(folder)
-    if not (folder / MANIFEST).exists():
-        raise StoreError(
-            f"{folder} holds no finished run (no {MANIFEST}); make one with `psi-fast score --out {folder}`"
-        )
+    _require_finished(folder)
     manifest = _read_manifest(folder)
     try:
         table = _with_lists(pd.read_parquet(folder / SCORES))
@@ -129,6 +132,36 @@ def load(folder: str | Path) -> Scores:
     except (OSError, pa.ArrowException, KeyError, TypeError) as error:
         raise StoreError(f"cannot read the run in {folder}: {error}; remove it and score again") from error
     return Scores(table, labels, manifest, patches)
+
+
+def load_distributions(folder: str | Path) -> dict[str, torch.Tensor]:
+    """What the scores of a finished run folder were held against: the tensors of `distributions.safetensors`.
+
+    Returns
+    -------
+    dict of Tensor
+        C rows are those of the run's table, L layers those of its manifest. S_null, Q_null, D_null [C, min(B, 1000)] float32:
+        the first of B null draws of each component there is; nan for a channel without score, and 0 for D with one cluster.
+        image_maxima [C, min(N, 1000)] float32: largest activation in each of so many of the N images, spread evenly over the
+        set and in its order. random_log_psi [L, 100] float64, at most 0: of the layer's random-patch channels.
+
+    Raises
+    ------
+    StoreError
+        There is no finished run, it was made before runs had this file, or the file cannot be read.
+    """
+    folder = Path(folder)
+    _require_finished(folder)
+    path = folder / DISTRIBUTIONS
+    if not path.exists():
+        raise StoreError(
+            f"the run in {folder} has no {DISTRIBUTIONS}, as one of an older psi_fast; remove {folder / MANIFEST} and score "
+            "it again"
+        )
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"cannot read {path}: {error}; remove {folder / MANIFEST} and score again") from error
 
 
 def now() -> str:
@@ -150,14 +183,18 @@ def fingerprint(values: Any) -> str:
 
 
 def code_fingerprint(experiments: bool = False) -> str:
-    """SHA-256 over the sources that decide scores: psi_fast and psi_fast_kernels, with `experiments` those on top of them."""
+    """SHA-256 over the sources that decide scores: psi_fast and psi_fast_kernels, with `experiments` those on top of them.
+
+    What shows results has no part in it.
+    """
     import psi_fast_kernels
 
     digest = hashlib.sha256()
+    left_out = PRESENTATION if experiments else (*PRESENTATION, EXPERIMENTS)
     for root in (Path(__file__).parent, Path(psi_fast_kernels.__file__).parent):
         for path in sorted(root.rglob("*.py")):
             name = path.relative_to(root)
-            if experiments or name.parts[0] != EXPERIMENTS:
+            if name.parts[0] not in left_out:
                 digest.update(f"{name}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -172,6 +209,19 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    # as bytes: safetensors' own writer leaves temporary files of its own when it is killed
+    held = serialised({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+    write_whole(path, lambda path: path.write_bytes(held))
+
+
+def _require_finished(folder: Path) -> None:
+    if not (folder / MANIFEST).exists():
+        raise StoreError(
+            f"{folder} holds no finished run (no {MANIFEST}); make one with `psi-fast score --out {folder}`"
+        )
 
 
 def _differences(held: dict[str, Any], about: dict[str, Any]) -> str:

@@ -60,8 +60,8 @@ class Subject:
     device: torch.device
     fingerprints: dict[str, Any]
 
-    def about(self, source: Any) -> dict[str, Any]:
-        """The head of a manifest; `source` is what the images were opened from. The identity is blind to the layers' order."""
+    def about(self, source: Any, max_images: int | None, skip_unreadable: bool) -> dict[str, Any]:
+        """The head of a manifest; the images were opened by these arguments. The identity is blind to the layers' order."""
         decides = {name: value for name, value in self.config.to_dict().items() if name not in SETTINGS_WITHOUT_EFFECT}
         chosen = sorted((tap.layer, ids.tolist()) for tap, ids in zip(self.taps, self.channels, strict=True))
         return {
@@ -72,6 +72,8 @@ class Subject:
             "vocabulary": self.words.name if self.words else "the encoder's own",
             "text_head": self.head.name if self.head else None,
             "source": str(source) if isinstance(source, (str, Path)) else type(source).__name__,
+            "max_images": max_images,
+            "skip_unreadable": skip_unreadable,
             "config": self.config.to_dict(),
             "fingerprints": self.fingerprints,
         }

@@ -39,7 +39,7 @@ def scored(channels=60, draws=40) -> Evaluation:
         max_activation=np.zeros(channels, np.float32),
         selectivity=np.zeros(channels, np.float32),
         unselective=nothing,
-        keep_draws=True,
+        keep_draws=draws,
     )
 
 

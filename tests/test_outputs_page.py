@@ -18,7 +18,7 @@ from psi_fast.experiments.outcome import claim_table
 from psi_fast.experiments.statistics import Claim
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "outputs.md").read_text(encoding="utf-8")
-TENSORS = {"F32": "float32", "I64": "int64"}
+TENSORS = {"F32": "float32", "F64": "float64", "I64": "int64"}
 
 
 def described(section: str) -> dict[str, list[str]]:
@@ -57,18 +57,21 @@ def test_columns_and_their_types(run, name):
     assert list(told.items()) == list(written_types(pq.read_schema(run[0] / f"{name}.parquet")).items())
 
 
-def test_tensors(run):
-    with safe_open(run[0] / "embeddings.safetensors", framework="np") as file:
+@pytest.mark.parametrize(("name", "metadata"), [("embeddings", ["concepts"]), ("distributions", [])])
+def test_tensors(run, name, metadata):
+    with safe_open(run[0] / f"{name}.safetensors", framework="np") as file:
         held = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         written = {name: (TENSORS[own.get_dtype()], own.get_shape()) for name, own in held.items()}
-        assert list(file.metadata()) == ["concepts"]
+        assert list(file.metadata() or {}) == metadata
     table, patches, concepts = run[1].table, run[1].patches, run[1].manifest["concepts"]
     sizes = {"C": len(table), "K": 1 + patches["rank"].max(), "P": concepts, "d": 10, "e": 4}
-    sizes["U"] = written["unique"][1][0]
-    told = described("embeddings.safetensors")
+    sizes |= {"b": tiny.CONFIG.draws, "n": run[1].manifest["images"], "L": 1}
+    if name == "embeddings":
+        sizes["U"] = written["unique"][1][0]
+    told = described(f"{name}.safetensors")
     assert {
-        name: (kind, [sizes[letter] for letter in shape.strip("[]").split(", ")])
-        for name, (kind, shape, _) in told.items()
+        tensor: (kind, [sizes.get(letter) or int(letter) for letter in shape.strip("[]").split(", ")])
+        for tensor, (kind, shape, _) in told.items()
     } == written
 
 

@@ -55,6 +55,7 @@ def test_columns_are_the_documented_ones(run):
     assert list(pd.read_parquet(folder / "scores.parquet").columns) == tiny.SCORE_COLUMNS
     assert list(pd.read_parquet(folder / "patches.parquet").columns) == tiny.PATCH_COLUMNS
     assert sorted(path.name for path in folder.iterdir()) == [
+        "distributions.safetensors",
         "embeddings.safetensors",
         "manifest.json",
         "patches.parquet",

@@ -19,7 +19,7 @@ from psi_fast import pipeline, store
 from psi_fast.errors import StoreError
 
 TESTS = Path(__file__).parent
-FILES = ("scores.parquet", "patches.parquet", "embeddings.safetensors", "manifest.json")
+FILES = ("scores.parquet", "patches.parquet", "embeddings.safetensors", "distributions.safetensors", "manifest.json")
 
 # Scores into one folder a file, each in a child that may write no more than 64 bytes of that file: the operating system
 # then kills it in the middle of the write ("kill"), or fails the write as a full disk does ("full").
@@ -118,7 +118,8 @@ def check_whole(folder):
             json.loads(path.read_text(encoding="utf-8"))
         else:
             with safe_open(path, framework="np") as file:
-                assert file.get_tensor("index").shape == (6, 12)
+                tensor, shape = {"e": ("index", (6, 12)), "d": ("S_null", (6, 9))}[name[0]]
+                assert file.get_tensor(tensor).shape == shape
 
 
 @pytest.mark.parametrize("target", FILES)
@@ -312,7 +313,7 @@ def test_a_failing_rename_leaves_the_old_file(copied, finished, monkeypatch):
 
     monkeypatch.setattr(Path, "replace", refuse)
     scores = finished[1]
-    text = message(store.save, copied, scores, {}, (), error=StoreError)
+    text = message(store.save, copied, scores, {}, (), {}, error=StoreError)
     assert "Input/output error" in text
     assert snapshot(copied) == before
 

@@ -109,7 +109,7 @@ def worded(study: Study, found: Evaluation, bank: Bank, config: PSIConfig) -> pd
     bank = (centred_bank(bank) if config.center else bank).to(device)
     channels = PatchEmbeddings(bank.embeddings[:0], torch.empty(len(ids), 0, dtype=torch.int64), ids).to(device)
     parts = measure(channels, clusters, None, bank, config)
-    null = text_moments(channels, clusters, parts, bank, config, False)
+    null = text_moments(channels, clusters, parts, bank, config)
     own = calibrate(*(x.cpu().numpy() for x in (parts.present()["D"], null.mean, null.sd, null.p)))
     table = found.table
     kept = [

@@ -118,7 +118,7 @@ class Scoring:
             max_activation=unknown,
             selectivity=unknown,
             unselective=np.zeros(len(ids), dtype=bool),
-            keep_draws=True,
+            keep_draws=self.config.draws,
             centre=self.own.centre,
         )
         table = found.table.assign(S_sd=found.draws["S"].double().std(1).cpu().numpy())

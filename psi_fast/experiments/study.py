@@ -87,7 +87,7 @@ class Study:
             bank_side=bank_side,
             bars=self.bars,
         )
-        self.about = self.subject.about(images)
+        self.about = self.subject.about(images, max_images, skip_unreadable)
         self.layers = [tap.layer for tap in self.subject.taps]
         self.folder = Path(out)
         self.shelf = Shelf(self.folder / SHARED)
@@ -318,7 +318,7 @@ class Study:
             unselective=top.unselective,
             weights=top.weights,
             class_selectivity=top.class_selectivity,
-            keep_draws=True,
+            keep_draws=config.draws,
         )
 
     def scored(
