@@ -273,7 +273,7 @@ class Details:
         keys = ["layer", "channel"]
         row = pd.MultiIndex.from_frame(self.scores.table[keys]).get_indexer(pd.MultiIndex.from_frame(patches[keys]))
         found = np.full(self.index.shape, -1, dtype=np.int64)
-        found[row, patches["rank"].to_numpy()] = pd.Index(self._classes).get_indexer(patches["label"])
+        found[row, patches["rank"].to_numpy()] = pd.Index(self._classes).get_indexer(pd.Index(patches["label"]))
         return found
 
     def _scored(self, rows: np.ndarray) -> Iterator[Part]:

@@ -12,8 +12,8 @@ from test_study import study
 
 from psi_fast.errors import ConfigError, StoreError
 from psi_fast.experiments import Claim, Finding, outcome
-from psi_fast.experiments.figures import legend_above, panels
-from psi_fast.experiments.outcome import experiment, rendered
+from psi_fast.experiments.outcome import experiment
+from psi_fast.figures.style import legend_above, panels, rendered
 
 FILES = {"table.parquet", "table.csv", "claims.csv", "figure.svg", "figure.png", "summary.md", "manifest.json"}
 CALLS = []

@@ -6,7 +6,7 @@ and its figure. `separation.py` is the shortest and the model of the others. Wha
 - `study.py`: a Study opens network, images and encoder, and gives top patches, embeddings and scores. It keeps them in a
   `shelf.py`: of the images a `survey.py` (every channel's largest activation in each), of patches a `crop_shelf.py`.
 - `statistics.py`: a Claim is a number with interval and test; `comparisons.py` has those of several groups of channels,
-  `tables.py` what is done to tables, `figures.py` the look of figures.
+  `tables.py` what is done to tables, `psi_fast/figures/style.py` the look of figures.
 - `outcome.py`: what `@experiment` makes of a finding, the files of an Outcome; `commands.py` makes the command.
 
 Parts of one experiment or two: `null_channels.py` (separation, ablation), `settings.py` (robustness), `planted_units.py`

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from psi_fast.experiments.figures import COLOURS, panels
 from psi_fast.experiments.null_channels import null_channels
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.statistics import Claim, aurocs, contrast
 from psi_fast.experiments.study import Study
 from psi_fast.experiments.tables import numbers
+from psi_fast.figures.style import COLOURS, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,11 +13,11 @@ from psi_fast.errors import ConfigError, InputError
 from psi_fast.evaluation import evaluate
 from psi_fast.experiments.attack import Attack, Sight, smooth_encoder
 from psi_fast.experiments.attack_plan import concept_axis, halves, most_monosemantic, noised
-from psi_fast.experiments.figures import COLOURS, GREY, legend_above, panels
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.statistics import SIGNIFICANT, Claim, mean, median, paired, quantile, rate
 from psi_fast.experiments.study import Study
 from psi_fast.experiments.tables import led_by
+from psi_fast.figures.style import COLOURS, GREY, legend_above, panels
 from psi_fast.results import PatchEmbeddings, TopPatches
 
 if TYPE_CHECKING:

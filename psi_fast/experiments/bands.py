@@ -12,11 +12,11 @@ from psi_fast.config import PSIConfig
 from psi_fast.errors import ConfigError, InputError
 from psi_fast.evaluation import Evaluation
 from psi_fast.experiments.comparisons import top_overlap
-from psi_fast.experiments.figures import COLOURS, GREY, PART_COLOURS, legend_above, panels
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.statistics import Claim, mean, paired, rank_correlation, rate
 from psi_fast.experiments.study import Study
 from psi_fast.experiments.tables import led_by
+from psi_fast.figures.style import COLOURS, GREY, PART_COLOURS, legend_above, panels
 from psi_fast.results import COMPONENTS
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ import pandas as pd
 
 from psi_fast.errors import InputError
 from psi_fast.evaluation import Evaluation
-from psi_fast.experiments.figures import COLOURS, panels
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.statistics import Claim, paired, pooled, rank_correlation
 from psi_fast.experiments.study import Study
 from psi_fast.experiments.tables import led_by
+from psi_fast.figures.style import COLOURS, panels
 from psi_fast.results import Bank
 from psi_fast.vocabulary import is_numbered
 

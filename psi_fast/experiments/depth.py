@@ -11,11 +11,11 @@ from scipy import stats
 from psi_fast.activation_tap import list_layers
 from psi_fast.errors import InputError
 from psi_fast.experiments.comparisons import difference, trend
-from psi_fast.experiments.figures import COLOURS, GREY, PART_COLOURS, error_bars, legend_above, panels
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.statistics import SIGNIFICANT, Claim, auroc, mean, median, rate
 from psi_fast.experiments.study import Study
 from psi_fast.experiments.tables import led_by
+from psi_fast.figures.style import COLOURS, GREY, PART_COLOURS, error_bars, legend_above, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
@@ -16,9 +15,9 @@ import pyarrow as pa
 from psi_fast import store
 from psi_fast.environment import device_info, versions
 from psi_fast.errors import ConfigError, StoreError
-from psi_fast.experiments.figures import STYLE
 from psi_fast.experiments.statistics import Claim
 from psi_fast.experiments.study import Study
+from psi_fast.figures.style import rendered
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -186,18 +185,6 @@ def _written(outcome: Outcome) -> Outcome:
         except (OSError, pa.ArrowException) as error:
             raise StoreError(f"cannot write to {folder}: {getattr(error, 'strerror', None) or error}") from error
     return outcome
-
-
-def rendered(figure: "Figure", kind: str) -> bytes:
-    """The bytes of a figure as "svg", "png" or "pdf"; the same figure gives the same bytes."""
-    import matplotlib as mpl
-
-    held = BytesIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(
-            held, format=kind, dpi=200, metadata={"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-        )
-    return held.getvalue()
 
 
 def read_outcome(folder: Path, draw: Draw | None = None) -> Outcome:

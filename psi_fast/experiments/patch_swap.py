@@ -10,7 +10,6 @@ import pandas as pd
 from psi_fast.calibration import discovery_rate
 from psi_fast.errors import ConfigError, InputError, ModelError
 from psi_fast.experiments.comparisons import difference
-from psi_fast.experiments.figures import COLOURS, error_bars, panels
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.statistics import (
     ENDS,
@@ -29,6 +28,7 @@ from psi_fast.experiments.study import Study, spread
 from psi_fast.experiments.swap_plan import plan
 from psi_fast.experiments.swaps import CONDITIONS, Places, Swaps, swapped
 from psi_fast.experiments.tables import led_by, numbers
+from psi_fast.figures.style import COLOURS, error_bars, panels
 from psi_fast.pipeline import measured_fields
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ import pandas as pd
 import torch
 
 from psi_fast.errors import ConfigError
-from psi_fast.experiments.figures import COLOURS, GREY, error_bars, panels
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.planted_units import (
     PURE,
@@ -23,6 +22,7 @@ from psi_fast.experiments.shared_classes import JOIN, class_auroc, class_mean, c
 from psi_fast.experiments.statistics import SIGNIFICANT, Claim, effect_size, paired
 from psi_fast.experiments.study import Study
 from psi_fast.experiments.tables import numbers
+from psi_fast.figures.style import COLOURS, GREY, error_bars, panels
 from psi_fast.pipeline import used_rows
 from psi_fast.results import PatchEmbeddings
 

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 
 from psi_fast.errors import ConfigError, InputError
-from psi_fast.experiments.figures import COLOURS, GREY, error_bars, legend_above, panels
 from psi_fast.experiments.lesson import Lesson, lesson
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.statistics import Claim, auroc, mean, paired, rank_correlation, rate
 from psi_fast.experiments.study import Study
 from psi_fast.experiments.tables import led_by, numbers
 from psi_fast.experiments.tuning import BATCH, CHANNEL, RATE, Course
+from psi_fast.figures.style import COLOURS, GREY, error_bars, legend_above, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

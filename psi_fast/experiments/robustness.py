@@ -12,12 +12,12 @@ from scipy import stats
 from psi_fast.config import Rotation
 from psi_fast.errors import InputError
 from psi_fast.experiments.comparisons import agreement, mean_correlation, top_overlap
-from psi_fast.experiments.figures import COLOURS, GREY, error_bars, panels
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.settings import Setting, changed, encoded, scores_of, with_head, worded
 from psi_fast.experiments.statistics import Claim, mean, rank_correlation
 from psi_fast.experiments.study import Study
 from psi_fast.experiments.tables import led_by
+from psi_fast.figures.style import COLOURS, GREY, error_bars, panels
 from psi_fast.results import Bank
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from psi_fast.experiments.figures import COLOURS, GREY, panels
 from psi_fast.experiments.null_channels import null_channels
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.statistics import Claim, auroc, median
 from psi_fast.experiments.study import Study
 from psi_fast.experiments.tables import led_by
+from psi_fast.figures.style import COLOURS, GREY, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

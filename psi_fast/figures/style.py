@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from psi_fast.experiments.statistics import Claim
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from psi_fast.experiments.statistics import Claim
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
 """Okabe and Ito's, blue first, without yellow (too light on white), with grey."""
@@ -28,6 +29,7 @@ STYLE: dict[Any, Any] = {
     "figure.constrained_layout.w_pad": 0.08,  # inches on either side of a panel
     "grid.color": "#e8e8e8",
     "legend.frameon": False,
+    "pdf.fonttype": 42,  # letters as letters: journals refuse the other kind
     "svg.fonttype": "none",
     "svg.hashsalt": "psi_fast",
 }
@@ -51,7 +53,7 @@ def panels(
         yield figure, [figure.add_subplot(rows, columns, number + 1) for number in range(count)]
 
 
-def error_bars(claims: Sequence[Claim]) -> tuple[np.ndarray, np.ndarray]:
+def error_bars(claims: Sequence["Claim"]) -> tuple[np.ndarray, np.ndarray]:
     """Values [n] of claims, and how far their intervals reach below and above them [2, n], as error bars take it.
 
     An interval that is not there has no length, as one has that ends on the wrong side of its value.
@@ -70,3 +72,15 @@ def legend_above(panel: "Axes", *, columns: int) -> None:
     panel.set_yticks([tick for tick in panel.get_yticks() if low <= tick <= high])
     panel.set_ylim(low, high + (high - low) * share / (1 - share))
     panel.legend(loc="upper left", ncols=columns, fontsize=7, handlelength=1.6, columnspacing=1.2)
+
+
+def rendered(figure: "Figure", kind: str) -> bytes:
+    """The bytes of a figure as "svg", "png" or "pdf"; the same figure gives the same bytes."""
+    import matplotlib as mpl
+
+    held = BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(
+            held, format=kind, dpi=200, metadata={"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+        )
+    return held.getvalue()

@@ -1,0 +1,1 @@
+"""Figures in one style: those of experiments, and for papers those of a finished run."""
