@@ -179,9 +179,9 @@ def require_room(images: ImageSet, *, folder: Path | None, side: int) -> ImageBa
     StoreError
         The folder cannot be made, or the disk has no room: what `open_bank` would find only when it decodes.
     """
-    root, identity = _place(images, folder, side)
-    if images.lasting and (bank := _held(root / identity[:20], identity, len(images), side)) is not None:
+    if (bank := held_bank(images, folder=folder, side=side)) is not None:
         return bank
+    root, _ = _place(images, folder, side)
     with _writing(root):
         root.mkdir(parents=True, exist_ok=True)
         _sweep(root)
@@ -193,6 +193,12 @@ def require_room(images: ImageSet, *, folder: Path | None, side: int) -> ImageBa
             "(--max-images)",
         )
     return None
+
+
+def held_bank(images: ImageSet, *, folder: Path | None, side: int) -> ImageBank | None:
+    """The bank of `images` with `side` in px that an earlier run left in `folder` (as for `open_bank`); None without one."""
+    root, identity = _place(images, folder, side)
+    return _held(root / identity[:20], identity, len(images), side) if images.lasting else None
 
 
 def side_for(images: ImageSet, largest: int, side: int | None) -> int:
@@ -223,11 +229,24 @@ def gathered(pixels: torch.Tensor, rows: torch.Tensor, corners: torch.Tensor, si
 
 def from_square(boxes: np.ndarray, side: int, sizes: np.ndarray) -> np.ndarray:
     """Boxes [..., 4] in px of squares of `side` as boxes of the originals, which have the `sizes` [..., 2]; float64."""
-    short = sizes.min(-1, keepdims=True)
-    corner = (sizes - short) // 2
+    short, corner = _squared_part(sizes)
     points = np.asarray(boxes, dtype=np.float64).reshape(*np.shape(boxes)[:-1], 2, 2)
     points = points * (short / side)[..., None] + corner[..., None, :]
     return points.reshape(*points.shape[:-2], 4)
+
+
+def to_square(boxes: np.ndarray, side: int, sizes: np.ndarray) -> np.ndarray:
+    """The inverse of `from_square`: boxes [..., 4] in px of originals of `sizes` [..., 2] in those of their squares."""
+    short, corner = _squared_part(sizes)
+    points = np.asarray(boxes, dtype=np.float64).reshape(*np.shape(boxes)[:-1], 2, 2)
+    points = (points - corner[..., None, :]) * (side / short)[..., None]
+    return points.reshape(*points.shape[:-2], 4)
+
+
+def _squared_part(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Side [..., 1] and upper left corner [..., 2] of the centre squares of originals of `sizes` [..., 2], in their px."""
+    short = sizes.min(-1, keepdims=True)
+    return short, (sizes - short) // 2
 
 
 def _place(images: ImageSet, folder: Path | None, side: int) -> tuple[Path, str]:

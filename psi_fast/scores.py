@@ -197,7 +197,7 @@ def patch_table(
         {
             "channel": top.channels[row],
             "rank": rank,
-            "image": np.array([_printable(name) for name in names], dtype=object)[image],
+            "image": np.array([printable(name) for name in names], dtype=object)[image],
             "box": list(box[row, rank].astype(np.float32)),
             "activation": top.values[row, rank],
             "label": None if labels is None else np.asarray(class_names, object)[labels[image]],
@@ -206,6 +206,6 @@ def patch_table(
     )
 
 
-def _printable(name: str) -> str:
-    """A file name as it is, or with its bytes escaped where they are no text."""
+def printable(name: str) -> str:
+    """An image's name as `patches` has it: as it is, or with its bytes escaped where they are no text."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
