@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from image_helpers import message
 
 from psi_fast import demo
 from psi_fast.errors import ModelError
+from psi_fast.images import open_images
 
 pytest.importorskip("skimage", reason="the demo's photographs come with scikit-image")
 
@@ -49,6 +51,19 @@ def test_tiles_are_the_same_every_time(tiles):
     again = demo.demo_tiles()
     assert again.names == tiles.names
     assert again.fingerprint == tiles.fingerprint
+
+
+def test_they_are_a_source_of_images(tiles):
+    assert open_images("scikit-image:tiles").fingerprint == tiles.fingerprint
+    assert len(open_images(demo.DEMO_IMAGES, max_images=36)) == 36
+    assert "there are scikit-image:tiles alone, got 'scikit-image:cats'" in message(open_images, "scikit-image:cats")
+
+
+def test_the_demo_takes_them_by_their_name(monkeypatch):
+    taken = []
+    monkeypatch.setattr("psi_fast.api.score", lambda _network, _layer, images, **_: taken.append(images))
+    demo.run_demo("nowhere")
+    assert taken == ["scikit-image:tiles"]
 
 
 def test_missing_scikit_image_names_the_extra(monkeypatch):

@@ -30,6 +30,16 @@ def test_blocks_give_the_moments_of_all_draws(sizes):
     assert (reached >= 20).all()
 
 
+@pytest.mark.parametrize(("keep", "kept"), [(1, 1), (70, 70), (128, 128), (300, 200)])
+def test_the_first_draws_are_kept(keep, kept):
+    draws = draws_of(5, 200)
+    running = RunningMoments(draws[:, 0], keep)
+    for start in range(0, 200, 64):
+        for rows in (slice(0, 2), slice(2, 5)):
+            running.add(rows, draws[rows, start : start + 64])
+    assert torch.equal(running.result().draws, draws[:, :kept].float())
+
+
 def test_draws_that_never_vary_have_no_spread():
     found = moments(torch.tensor([0.3]), torch.full((1, 50), 0.1, dtype=torch.float32))
     assert found.sd.item() == 0

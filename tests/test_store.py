@@ -18,6 +18,7 @@ import psi_fast
 from psi_fast import pipeline, store
 from psi_fast.errors import StoreError
 
+CODE_FINGERPRINT = store.code_fingerprint  # which these tests hold still
 TESTS = Path(__file__).parent
 FILES = ("scores.parquet", "patches.parquet", "embeddings.safetensors", "distributions.safetensors", "manifest.json")
 
@@ -249,6 +250,30 @@ def test_a_foreign_folder_is_refused_before_a_dataset_is_decoded(tmp_path):
 def test_an_empty_folder_is_taken(tmp_path):
     score(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
+def test_a_folder_with_what_goes_with_a_run_is_taken(tmp_path):
+    for name in ("shared", "experiments", "report"):
+        (tmp_path / name).mkdir()
+    score(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted((*FILES, "shared", "experiments", "report"))
+
+
+def test_code_that_shows_results_makes_no_other_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "__file__", str(tmp_path / "store.py"))
+    found = {}
+    for name in ("store.py", "report/pages.py", "figures/charts.py", "experiments/figures.py", "networks/report.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        before = CODE_FINGERPRINT(), CODE_FINGERPRINT(True)
+        (tmp_path / name).write_text("new = 1")
+        found[name] = (CODE_FINGERPRINT() != before[0], CODE_FINGERPRINT(True) != before[1])
+    assert found == {
+        "store.py": (True, True),
+        "report/pages.py": (False, False),
+        "figures/charts.py": (False, False),
+        "experiments/figures.py": (False, True),
+        "networks/report.py": (True, True),
+    }
 
 
 def test_out_that_is_a_file_or_lies_below_one_is_refused(tmp_path):
