@@ -1,6 +1,5 @@
 """What lies behind the scores of a finished run, for its report and figures. C channels, K patches each, U distinct ones."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,14 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from psi_fast import store
 from psi_fast.calibration import calibrate, combine
 from psi_fast.clustering import unit_gram
-from psi_fast.errors import StoreError
+from psi_fast.errors import InputError, nearest
 from psi_fast.evaluation import centred_bank, without
 from psi_fast.forward import one_thread
 from psi_fast.neighbours import Neighbours, neighbours
@@ -30,7 +28,6 @@ from psi_fast_kernels.cluster import silhouettes
 if TYPE_CHECKING:
     from psi_fast.experiments.outcome import Outcome
 
-DISTRIBUTIONS = "distributions.safetensors"
 BUDGET = 128 * 2**20  # bytes that a part of the channels takes
 CENTRED = 2**15  # distinct patches that are added up at once
 SAMPLE = 20_000  # null draws of ln PSI
@@ -91,6 +88,33 @@ class Details:
     def present(self) -> str:
         """The components that the scores are made of, such as "SQD"."""
         return str(self.scores.table["components"].iloc[0])
+
+    def address(self, row: int) -> str:
+        """The channel in a row, as `layer4/1234`."""
+        return "{layer}/{channel}".format(**self.scores.table.loc[row, ["layer", "channel"]])
+
+    def row(self, address: str) -> int:
+        """The row of a channel such as `layer4/1234`; in a run of one layer the number alone says which.
+
+        Raises
+        ------
+        InputError
+            It names no channel of the run.
+        """
+        layer, _, number = address.rpartition("/")
+        layer = layer or (next(iter(self.layers)) if len(self.layers) == 1 else "")
+        if not layer or not number.isdecimal():
+            raise InputError(f"a channel is given as LAYER/NUMBER, such as {self.address(0)}, got {address!r}")
+        if layer not in self.layers:
+            raise InputError(f"{self.folder} has no layer {layer!r}{nearest(layer, self.layers)}")
+        channels = self.scores.table["channel"].to_numpy()[self.layers[layer]]
+        found = self.layers[layer][channels == int(number)]
+        if not len(found):
+            raise InputError(
+                f"{layer} in {self.folder} has no channel {int(number)}; it has {len(channels)}, from {channels.min()} to "
+                f"{channels.max()}"
+            )
+        return int(found[0])
 
     def silhouettes(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Silhouette of each patch by cosine distance, [c, K] float32 in [-1, 1]; nan where there is no patch or no score.
@@ -307,29 +331,7 @@ def open_details(folder: str | Path) -> Details:
     StoreError
         There is no finished run, or one of an earlier version without null draws, or a file of it cannot be read.
     """
-    folder = Path(folder)
-    scores = store.load(folder)
-    if not (folder / DISTRIBUTIONS).exists():
-        raise StoreError(
-            f"{folder} has no {DISTRIBUTIONS}, as runs of earlier versions have not; remove it and score it again"
-        )
-    embeddings, concepts = _read(folder / store.EMBEDDINGS)
-    distributions, _ = _read(folder / DISTRIBUTIONS)
-    return Details(
-        folder,
-        scores,
-        embeddings["unique"],
-        embeddings["index"],
-        embeddings["text"],
-        json.loads(concepts["concepts"]),
-        distributions,
-    )
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A file's tensors and its metadata."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  # no dict
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"cannot read {path}: {error}; remove the run and score it again") from error
+    scores, distributions = store.load(folder), store.load_distributions(folder)
+    tensors, concepts = store.load_embeddings(folder)
+    unique, index, text = (tensors[name] for name in ("unique", "index", "text"))
+    return Details(Path(folder), scores, unique, index, text, concepts, distributions)

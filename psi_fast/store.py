@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialised
 
 from psi_fast.errors import StoreError
@@ -134,6 +133,20 @@ def load(folder: str | Path) -> Scores:
     return Scores(table, labels, manifest, patches)
 
 
+def load_embeddings(folder: str | Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The tensors of a finished run folder's `embeddings.safetensors`, and the names of its concepts.
+
+    Raises
+    ------
+    StoreError
+        There is no finished run, or the file cannot be read.
+    """
+    folder = Path(folder)
+    _require_finished(folder)
+    tensors, about = _read_tensors(folder, EMBEDDINGS)
+    return tensors, json.loads(about["concepts"])
+
+
 def load_distributions(folder: str | Path) -> dict[str, torch.Tensor]:
     """What the scores of a finished run folder were held against: the tensors of `distributions.safetensors`.
 
@@ -158,10 +171,7 @@ def load_distributions(folder: str | Path) -> dict[str, torch.Tensor]:
             f"the run in {folder} has no {DISTRIBUTIONS}, as one of an older psi_fast; remove {folder / MANIFEST} and score "
             "it again"
         )
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"cannot read {path}: {error}; remove {folder / MANIFEST} and score again") from error
+    return _read_tensors(folder, DISTRIBUTIONS)[0]
 
 
 def now() -> str:
@@ -222,6 +232,15 @@ def _require_finished(folder: Path) -> None:
         raise StoreError(
             f"{folder} holds no finished run (no {MANIFEST}); make one with `psi-fast score --out {folder}`"
         )
+
+
+def _read_tensors(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a file of a finished run."""
+    try:
+        with safe_open(folder / name, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118  # no dict
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"cannot read {folder / name}: {error}; remove {folder / MANIFEST} and score again") from error
 
 
 def _differences(held: dict[str, Any], about: dict[str, Any]) -> str:

@@ -6,18 +6,15 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import tiny
-import torch
-from safetensors.torch import save_file
 from scipy.special import expit
 from sklearn.metrics import silhouette_samples
 
 from psi_fast import details as module
 from psi_fast import store
 from psi_fast.details import open_details
-from psi_fast.errors import StoreError
+from psi_fast.errors import InputError, StoreError
 from psi_fast.experiments.outcome import claim_table
 from psi_fast.experiments.statistics import Claim
 from psi_fast.neighbours import neighbours
@@ -29,20 +26,7 @@ DEAD = 6  # channel 1 of layer "3"
 def scored(folder, **changes):
     """A run of two layers, of which the second has a dead channel."""
     tiny.score(tiny.conv_network(tiny.Kill(1)), LAYERS, out=folder, config=replace(tiny.CONFIG, **changes))
-    stand_in(folder)
     return open_details(folder)
-
-
-def stand_in(folder):
-    """Distributions made up."""
-    rng, table = np.random.default_rng(0), pd.read_parquet(folder / "scores.parquet")
-    drawn = {f"{name}_null": rng.normal(size=(len(table), 9)) for name in table["components"][0]}
-    for own in drawn.values():
-        own[table["k"] == 0] = np.nan
-    drawn["image_maxima"] = rng.normal(size=(len(table), 40))
-    tensors = {name: torch.from_numpy(own.astype(np.float32)) for name, own in drawn.items()}
-    tensors["random_log_psi"] = torch.from_numpy(-rng.random((len(set(table["layer"])), 100)))
-    save_file(tensors, folder / "distributions.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -185,12 +169,29 @@ def test_classes_are_counted(details):
 def test_without_labels_there_are_no_classes(tmp_path):
     images = tiny.image_set(labelled=False)
     tiny.score(images=images, out=tmp_path / "run")
-    stand_in(tmp_path / "run")
     found = open_details(tmp_path / "run")
     assert found.present == "SD"
     assert found.cluster_classes([0]) == [[[]] * found.scores.table["k"][0]]
     assert found.null_draws("Q") is None
     assert np.isfinite(found.null_log_psi(tiny.LAYER)).all()
+
+
+def test_distributions(details):
+    channels = len(details.index)
+    for name in "SQD":
+        drawn = details.null_draws(name)
+        assert (drawn.dtype, drawn.shape) == (np.float32, (channels, 9))
+        assert np.isnan(drawn[DEAD]).all()
+        rows = np.delete(every(details), DEAD)
+        np.testing.assert_allclose(drawn[rows].mean(1), details.scores.table[f"{name}_null_mean"][rows], atol=1e-5)
+    assert details.image_maxima.shape == (channels, 40)
+    np.testing.assert_array_equal(details.image_maxima.max(1), details.scores.table["max_activation"])
+    table = details.scores.table
+    for layer, rows in details.layers.items():
+        random = details.random_log_psi(layer)
+        assert (random.dtype, random.shape) == (np.float64, (100,))
+        for row in rows[table["k"][rows] > 0]:
+            assert (random <= table["log_psi"][row]).sum() == pytest.approx(table["random_percentile"][row])
 
 
 def test_null_draws_are_calibrated_like_the_scores(details, monkeypatch):
@@ -262,6 +263,20 @@ def test_neighbours_where_nothing_is_scored():
     assert neighbours(np.full((2, 3), -1), [[], []], [[], []], 4) == [([], [])] * 2
 
 
+def test_channels_have_addresses(details):
+    addresses = [details.address(row) for row in every(details)]
+    assert addresses[4:6] == ["1/4", "3/0"]
+    assert [details.row(address) for address in addresses] == every(details).tolist()
+    for wrong, told in (
+        ("4", r"a channel is given as LAYER/NUMBER, such as 1/0, got '4'"),
+        ("3/x", "LAYER/NUMBER"),
+        ("33/1", r"no layer '33'; nearest: '3'"),
+        ("1/5", r"1 in .*a run has no channel 5; it has 5, from 0 to 4"),
+    ):
+        with pytest.raises(InputError, match=told):
+            details.row(wrong)
+
+
 def test_experiments_are_read(details, tmp_path):
     assert details.experiments == []
     assert details.swaps is None
@@ -296,10 +311,10 @@ def test_what_is_missing_is_told_in_one_line(details, tmp_path):
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(whole[:40])
         with pytest.raises(
-            StoreError, match=rf"cannot read .*{re.escape(name)}: .*; remove the run and score it again"
+            StoreError, match=rf"cannot read .*{re.escape(name)}: .*; remove .*manifest.json and score again"
         ):
             open_details(tmp_path)
         (tmp_path / name).write_bytes(whole)
     (tmp_path / "distributions.safetensors").unlink()
-    with pytest.raises(StoreError, match=r"has no distributions\.safetensors, .*score it again"):
+    with pytest.raises(StoreError, match=r"has no distributions\.safetensors, .* score it again"):
         open_details(tmp_path)
