@@ -25,11 +25,16 @@ HALVES = replace(tiny.CONFIG, patch=0.37)  # boxes end between pixels
 
 
 def scored(folder, **changes):
-    """A run on the images of `folder`, and what opens its images again."""
-    scores = tiny.score(images=folder, **{"config": HALVES} | changes)
-    opened = {"max_images": changes.get("max_images"), "skip_unreadable": changes.get("skip_unreadable", False)}
-    scores.manifest.update(opened)
-    return scores
+    """A run on the images of `folder`."""
+    return tiny.score(images=folder, **{"config": HALVES} | changes)
+
+
+def whole(own, row, side):
+    return next(own.tiles(np.array([row]), None, side))
+
+
+def cut(own, row, box, side):
+    return next(own.tiles(np.array([row]), np.array([box], dtype=np.float32), side))
 
 
 def reopened(scores, images=None):
@@ -54,7 +59,7 @@ def with_box(box, size=(90, 60), side=30):
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     images = ImageSet(["noise"], lambda _: Image.fromarray(pixels), ["noise"])
     own = Pictures(["noise"], open_bank(images, side, side=side, progress=QUIET), np.array([0]))
-    return own, own.cut(0, np.array([box], dtype=np.float32), 15)[0]
+    return own, cut(own, 0, box, 15)
 
 
 def test_boxes_go_to_the_square_and_back():
@@ -67,7 +72,7 @@ def test_boxes_go_to_the_square_and_back():
 
 def test_a_patch_is_cut_where_its_box_lies():
     own, tile = with_box([25, 10, 55, 40])
-    wanted = Image.fromarray(own.whole(0, 30)).resize((15, 15), Image.Resampling.BICUBIC, box=(5, 5, 20, 20))
+    wanted = Image.fromarray(whole(own, 0, 30)).resize((15, 15), Image.Resampling.BICUBIC, box=(5, 5, 20, 20))
     np.testing.assert_array_equal(tile, np.asarray(wanted))
     np.testing.assert_allclose(
         own.on_square(np.array([0]), np.array([[25, 10, 55, 40]])), [[1 / 6, 1 / 6, 2 / 3, 2 / 3]]
@@ -77,7 +82,7 @@ def test_a_patch_is_cut_where_its_box_lies():
 
 def test_a_box_outside_the_square_gives_what_is_nearest():
     own, tile = with_box([2, 0, 14, 12])  # of an image that has changed its size
-    wanted = own.cut(0, np.array([[15, 0, 17, 12]]), 15)[0]
+    wanted = cut(own, 0, [15, 0, 17, 12], 15)
     np.testing.assert_array_equal(tile, wanted)
 
 
@@ -97,8 +102,8 @@ def test_the_pixels_are_those_that_the_encoder_was_given(folder, monkeypatch):
     shown = []
     monkeypatch.setattr(module, "whole_pixels", lambda boxes, side: (shown.append(plain(boxes, side)), shown[-1])[1])
     own = reopened(scores)
-    for row, boxes in zip(*(part.reshape(-1, *part.shape[2:]) for part in locate(scores, own)), strict=True):
-        own.cut(int(row), boxes[None], 8)
+    rows, boxes = locate(scores, own)
+    assert len(list(own.tiles(rows.ravel(), boxes.reshape(-1, 4), 8))) == rows.size
     found = {tuple(box) for box in np.concatenate(shown).tolist()}
     assert len(found) > 10
     assert found <= encoded
@@ -116,7 +121,7 @@ def test_the_run_s_own_squares_are_read_again(folder, loads):
     square = open_bank(open_images(folder), 32, side=32, progress=QUIET).read(slice(None), torch.device("cpu")).numpy()
     names = open_images(folder).names
     for row, name in enumerate(own.names):
-        np.testing.assert_array_equal(own.whole(row, own.side), square[names.index(name)])
+        np.testing.assert_array_equal(whole(own, row, own.side), square[names.index(name)])
 
 
 @pytest.mark.parametrize("kept", ["deleted", "streamed"])
@@ -132,7 +137,7 @@ def test_images_that_were_not_kept_are_decoded_where_patches_lie(folder, loads, 
     assert not any(bank.glob("*"))
     assert own.names == wanted.names
     for row in range(len(own)):
-        np.testing.assert_array_equal(own.whole(row, 20), wanted.whole(row, 20))
+        np.testing.assert_array_equal(whole(own, row, 20), whole(wanted, row, 20))
     left = own._bank.folder
     assert left.exists()
     del own
@@ -147,7 +152,7 @@ def test_squares_of_a_run_that_has_just_ended_are_taken_as_they_are(folder, load
     assert loads == []
     again = reopened(scores)
     for row in range(len(again)):
-        np.testing.assert_array_equal(own.whole(row, 9), again.whole(row, 9))
+        np.testing.assert_array_equal(whole(own, row, 9), whole(again, row, 9))
 
 
 def test_a_part_of_the_images_is_found_again(folder):

@@ -1,6 +1,6 @@
 """The images that a run's patches lie in, found by name and decoded: what a report shows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,32 +56,31 @@ class Pictures:
         """Boxes [..., 4] (x0, y0, x1, y1) in px of the originals `rows` [...], as parts of their squares: float64 in 0..1."""
         return np.clip(to_square(boxes, 1, self._bank.sizes[self._places[rows]]), 0, 1)
 
-    def cut(self, row: int, boxes: np.ndarray, side: int) -> np.ndarray:
-        """Patches of one image, the pixels that the encoder was given, resized to tiles.
+    def tiles(self, rows: np.ndarray, boxes: np.ndarray | None, side: int) -> Iterator[np.ndarray]:
+        """Patches as tiles of `side` px, in order: the pixels that the encoder was given, resized.
 
         Parameters
         ----------
-        row : of the image
-        boxes : [n, 4] float (x0, y0, x1, y1) in px of the original
-        side : of the tiles in px
+        rows : [n] int64, of the patches' images; neighbours in one image are quickest
+        boxes : [n, 4] float (x0, y0, x1, y1) in px of the originals; None for whole squares
 
-        Returns
-        -------
+        Yields
+        ------
         np.ndarray
-            [n, side, side, 3] uint8 RGB; a patch that is no square keeps its shape, between grey.
+            [side, side, 3] uint8 RGB; a patch that is no square keeps its shape, between grey.
         """
-        square = self._square(row)
-        placed = to_square(boxes, self.side, self._bank.sizes[self._places[row]])
-        # the table has float32: a hair above a whole pixel would be widened to the next; and an image may have changed
-        placed = np.clip(placed.round(3), 0, self.side)
-        return np.stack([_fitted(square, box, side) for box in whole_pixels(placed, self.side).tolist()])
-
-    def whole(self, row: int, side: int) -> np.ndarray:
-        """An image's square resized, [side, side, 3] uint8 RGB."""
-        return _fitted(self._square(row), [0, 0, self.side, self.side], side)
-
-    def _square(self, row: int) -> Image.Image:
-        return Image.fromarray(self._bank.read(self._places[[row]], CPU)[0].numpy())
+        if boxes is None:
+            placed = np.broadcast_to([0, 0, self.side, self.side], (len(rows), 4))
+        else:
+            placed = to_square(boxes, self.side, self._bank.sizes[self._places[rows]])
+            # the table has float32: a hair above a whole pixel would be widened to the next; and an image may have changed
+            placed = whole_pixels(np.clip(placed.round(3), 0, self.side), self.side)
+        held, square = -1, None
+        for row, box in zip(rows.tolist(), placed.tolist(), strict=True):
+            if square is None or row != held:
+                place = int(self._places[row])
+                held, square = row, Image.fromarray(self._bank.read(slice(place, place + 1), CPU)[0].numpy())
+            yield _fitted(square, box, side)
 
 
 def open_pictures(manifest: dict[str, Any], patches: pd.DataFrame, images: Any = None, *, bars: Progress) -> Pictures:

@@ -199,10 +199,8 @@ def _painted(pictures: Pictures, rows: np.ndarray, boxes: np.ndarray | None, til
     lines = max(1, -(-len(rows) // columns))  # one of grey where no channel of the sheet has a patch
     sheet = np.full((lines * side, columns * side, 3), BESIDE, dtype=np.uint8)
     cells = sheet.reshape(-1, side, columns, side, 3)
-    for row in np.unique(rows).tolist():
-        own = np.flatnonzero(rows == row)
-        cut = pictures.whole(row, side)[None] if boxes is None else pictures.cut(row, boxes[own], side)
-        cells[own // columns, :, own % columns] = cut
+    for i, tile in enumerate(pictures.tiles(rows, boxes, side)):
+        cells[i // columns, :, i % columns] = tile
     return sheet
 
 
