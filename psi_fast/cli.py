@@ -32,8 +32,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             from psi_fast.experiments.commands import experiment_commands
 
             commands, prog, about = experiment_commands(), "psi-fast experiment", inspect.getdoc(experiment)
+            arguments = _with_defaults(arguments[1:])
+        elif arguments[:1] == ["figure"]:
+            from psi_fast.figures.commands import figure_commands
+
+            commands, prog, about = figure_commands(), "psi-fast figure", inspect.getdoc(figure)
             arguments = arguments[1:]
-        if arguments[:1] == ["score"] or prog != "psi-fast":
+        elif arguments[:1] == ["score"]:
             arguments = _with_defaults(arguments)
         read_flags(commands, arguments, prog=prog, about=about)()
     except PsiFastError as error:
@@ -109,6 +114,13 @@ def experiment() -> None:
     A table, a figure, a page of text and numbers with intervals and tests go to OUT/experiments/NAME. What experiments share,
     mined patches, embeddings and scores, goes to OUT/shared and is not computed again. `psi-fast experiment NAME --help` has
     the options of one.
+    """
+
+
+def figure() -> None:
+    """Draw one chart of a finished run for a paper, as .pdf, .svg or .png; the same run gives the same bytes.
+
+    `psi-fast figure NAME --help` has the options of one.
     """
 
 
@@ -192,6 +204,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "experiment": experiment,
     "layers": layers,
     "show": show,
+    "figure": figure,
     "demo": demo,
     "env": env,
 }

@@ -116,6 +116,13 @@ class Details:
             )
         return int(found[0])
 
+    def patches(self, row: int) -> pd.DataFrame:
+        """The channel's rows of `scores.patches`, by rank."""
+        patches = self.scores.patches
+        assert patches is not None, "a run folder has patches"
+        layer, channel = self.scores.table.loc[row, ["layer", "channel"]]
+        return patches.loc[(patches["layer"] == layer) & (patches["channel"] == channel)]
+
     def silhouettes(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Silhouette of each patch by cosine distance, [c, K] float32 in [-1, 1]; nan where there is no patch or no score.
 

@@ -84,3 +84,17 @@ def rendered(figure: "Figure", kind: str) -> bytes:
             held, format=kind, dpi=200, metadata={"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
         )
     return held.getvalue()
+
+
+def plain(text: str, limit: int = 32, *, end: bool = False) -> str:
+    """Text from data as a label that says just that: on one line, no formula, and of more than `limit` characters the first,
+    or with `end` the last."""
+    label = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if len(label) > limit:
+        label = "…" + label[1 - limit :].lstrip() if end else label[: limit - 1].rstrip() + "…"
+    return label.replace("$", r"\$")
+
+
+def heading(figure: "Figure", text: str) -> None:
+    """A title over the whole width of the figure."""
+    figure.suptitle(text, x=0.01, ha="left", fontsize=STYLE["axes.titlesize"])

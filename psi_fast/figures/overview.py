@@ -1,0 +1,152 @@
+"""Figures of a whole run, layer by layer."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from psi_fast.figures.style import COLOURS, GREY, PANEL, legend_above, panels, plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+    from psi_fast.details import Details
+
+CHANNELS, RANDOM, NULL = COLOURS[0], COLOURS[1], GREY
+"""Colours of the run's channels, of its random-patch channels and of its null draws."""
+NEAREST_TO_ZERO = 1e-12
+"""ln PSI is drawn on a logarithmic axis, which a channel that leaves nothing to doubt would fall off."""
+MINUS = "\N{MINUS SIGN}"
+BINS = 40
+ACROSS = 3
+"""Panels beside each other at most."""
+WHISKERS = (5, 95)
+FLAGS = ("dead", "few_patches", "unselective", "degenerate:S", "degenerate:Q", "degenerate:D")
+
+
+def log_psi(details: "Details", layers: Sequence[str]) -> "Figure":
+    """Histogram of ln PSI, with that of random-patch channels and of null draws."""
+    with panels(len(layers), rows=-(-len(layers) // ACROSS)) as (figure, axes):
+        for panel, layer in zip(axes, layers, strict=True):
+            series = _series(details, layer)
+            every = np.concatenate([values for values, _ in series.values()])
+            bins = np.geomspace(every.min(), every.max() * (1 + 1e-9), BINS + 1)
+            for name, (values, colour) in series.items():
+                filled = name == "channels"
+                panel.hist(
+                    values, bins, weights=np.full(len(values), 100 / max(1, len(values))), color=colour,
+                    histtype="stepfilled" if filled else "step", alpha=0.45 if filled else 1, label=f"{name} ({len(values)})",
+                )  # fmt: skip
+            panel.set(title=layer_title(layer), ylabel="share in each bin (%)")
+            _as_log_psi(panel, "x")
+            legend_above(panel, columns=1)
+    return figure
+
+
+def components(details: "Details", layers: Sequence[str]) -> "Figure":
+    """S^, Q^ and D^ of each channel against each other, on the scale of their z."""
+    pairs, table = list(combinations(details.present, 2)), details.scores.table
+    with panels(len(layers) * len(pairs), rows=len(layers), width=2.5, height=2.5) as (figure, axes):
+        places = iter(axes)
+        for layer in layers:
+            own = table.iloc[details.layers[layer]].dropna(subset="psi")
+            clear = (own["q"] < 0.05).to_numpy()
+            for across, up in pairs:
+                panel = next(places)
+                x, y = own[f"{across}_z"].to_numpy(), own[f"{up}_z"].to_numpy()
+                for which, colour, name in ((~clear, GREY, "q ≥ .05"), (clear, CHANNELS, "q < .05")):
+                    how = {"s": 6, "alpha": 0.4, "linewidths": 0, "color": colour, "rasterized": True}
+                    panel.scatter(x[which], y[which], label=f"{name} ({which.sum()})", **how)
+                panel.axhline(0, color="black", linewidth=0.6)
+                panel.axvline(0, color="black", linewidth=0.6)
+                panel.set(xlabel=_z_of(across), ylabel=_z_of(up))
+                if (across, up) == pairs[0]:
+                    panel.set_title(layer_title(layer))
+        handles, labels = axes[0].get_legend_handles_labels()
+        if len(layers) > 1:  # their numbers are one layer's
+            labels = [label.partition(" (")[0] for label in labels]
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, markerscale=2)
+    return figure
+
+
+def layers(details: "Details", layers: Sequence[str]) -> "Figure":
+    """PSI by layer: median, quartiles and the middle 90 % of its channels, with the medians of the baselines."""
+    width = max(PANEL[0], 0.45 * len(layers) + 0.8)
+    with panels(1, width=width) as (figure, (panel,)):
+        found = [_series(details, layer) for layer in layers]
+        boxes = panel.boxplot(
+            [own["channels"][0] for own in found],
+            whis=WHISKERS, showfliers=False, widths=0.5, patch_artist=True, medianprops={"color": "black"},
+        )  # fmt: skip
+        for box in boxes["boxes"]:
+            box.set(facecolor=CHANNELS, alpha=0.45)
+        for name in ("random-patch channels", "null draws"):
+            medians = [np.median(own[name][0]) if len(own[name][0]) else np.nan for own in found]
+            marker = "D" if name == "null draws" else "s"
+            places = np.arange(1, len(layers) + 1)
+            panel.plot(places, medians, marker, color=found[0][name][1], markersize=4, label=f"median of {name}")
+        names = [plain(layer, 26, end=True) for layer in layers]
+        beside = sum(map(len, names)) < 12 * width  # letters that fit
+        panel.set_xticks(np.arange(1, len(layers) + 1), names, rotation=0 if beside else 90)
+        panel.set(title="quartiles and middle 90 % of the channels", xlabel="layer")
+        panel.set_xlim(0.4, len(layers) + 0.6)
+        _as_log_psi(panel, "y")
+        figure.legend(loc="outside lower center", fontsize=7)
+    return figure
+
+
+def flags(details: "Details", layers: Sequence[str]) -> "Figure":
+    """How many channels carry each flag."""
+    with panels(len(layers), rows=-(-len(layers) // ACROSS), height=1.8) as (figure, axes):
+        for panel, layer in zip(axes, layers, strict=True):
+            own = details.scores.table["flags"].iloc[details.layers[layer]]
+            names = [name for name in FLAGS if ":" not in name or name[-1] in details.present]
+            counts = [sum(name in flagged for flagged in own) for name in names]
+            bars = panel.barh(names, counts, color=CHANNELS, height=0.6)
+            panel.bar_label(bars, [f"{count} ({100 * count / len(own):.1f} %)" for count in counts], padding=3)
+            panel.invert_yaxis()
+            panel.grid(axis="y", visible=False)
+            panel.set(title=layer_title(layer), xlabel=f"channels with the flag, of {len(own)}")
+            panel.set_xlim(0, 1.45 * max(1, *counts))
+            panel.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def layer_title(layer: str) -> str:
+    """A layer as the title of a panel."""
+    return f"layer {plain(layer, 26, end=True)}"
+
+
+def _series(details: "Details", layer: str) -> dict[str, tuple[np.ndarray, str]]:
+    """-ln PSI and colour of a layer's scored channels, of its random-patch channels and of its null draws."""
+    found = {
+        "channels": (details.scores.table["log_psi"].to_numpy()[details.layers[layer]], CHANNELS),
+        "random-patch channels": (details.random_log_psi(layer), RANDOM),
+        "null draws": (details.null_log_psi(layer), NULL),
+    }
+    return {
+        name: (np.maximum(-values[np.isfinite(values)], NEAREST_TO_ZERO), colour)
+        for name, (values, colour) in found.items()
+    }
+
+
+def _as_log_psi(panel: "Axes", which: str) -> None:
+    """Make an axis of -ln PSI one of ln PSI: logarithmic, with 0 far to the right or above."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    panel.set(**{f"{which}scale": "log", f"{which}label": "ln PSI (PSI = 1 far to the right)"})
+    axis: Axis = getattr(panel, f"{which}axis")
+    if which == "y":
+        axis.set_label_text("ln PSI (PSI = 1 far above)")
+    axis.set_inverted(True)
+    low, high = sorted(axis.get_view_interval())
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda x, _: f"{MINUS}{x:g}" if x > 5e-4 else f"$-10^{{{np.log10(x):.0f}}}$")
+
+
+def _z_of(component: str) -> str:
+    return f"{component}: z, sd above its null"
