@@ -10,7 +10,7 @@ from image_helpers import message
 from test_study import study
 from torch import nn
 
-from psi_fast import api
+from psi_fast import api, store
 from psi_fast.disk_room import require_free
 from psi_fast.errors import StoreError
 from psi_fast.experiments import study as studies
@@ -57,6 +57,18 @@ def test_a_run_asks_for_each_image_once_where_patches_are_whole(tmp_path, asked)
     tiny.score(out=tmp_path / "other")
     patches = 6 * tiny.CONFIG.top_k
     assert asked[-1] - whole == (patches - 40) * 10 * 4  # 10 numbers an embedding
+
+
+def test_a_run_asks_for_the_draws_and_maxima_it_keeps(tmp_path, asked):
+    def needed(name, images=40, **changes):
+        tiny.score(images=tiny.image_set(images), config=tiny.replace(tiny.CONFIG, **changes), out=tmp_path / name)
+        return asked[-1]
+
+    first = needed("first")
+    assert needed("images", images=50) - first == 6 * 10 * 4
+    assert needed("more", draws=1000) - first == 6 * 3 * (1000 - tiny.CONFIG.draws) * 4
+    assert needed("most", draws=1010) == needed("more again", draws=1000)  # of which 1000 are kept
+    assert store.load_distributions(tmp_path / "most")["S_null"].shape == (6, 1000)
 
 
 def test_a_study_asks_for_hardly_more_than_it_keeps_and_not_for_what_it_has(tmp_path, asked):
