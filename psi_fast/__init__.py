@@ -5,7 +5,18 @@ from psi_fast.config import PSIConfig
 from psi_fast.errors import PsiFastError
 from psi_fast.networks import Network
 from psi_fast.preprocess import Preprocess
+from psi_fast.report.folder import build_report
 from psi_fast.scores import Scores
 from psi_fast.store import load
 
-__all__ = ["Network", "PSIConfig", "Preprocess", "PsiFastError", "Scores", "load", "score", "score_embeddings"]
+__all__ = [
+    "Network",
+    "PSIConfig",
+    "Preprocess",
+    "PsiFastError",
+    "Scores",
+    "build_report",
+    "load",
+    "score",
+    "score_embeddings",
+]

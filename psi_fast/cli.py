@@ -96,16 +96,47 @@ def _flags(name: str, value: Any) -> list[str]:
     return [part for one in values for part in (flag, str(one))]
 
 
-def score(job: Annotated[Job, tyro.conf.arg(name="")]) -> None:
+def score(job: Annotated[Job, tyro.conf.arg(name="")], *, report: bool = False) -> None:
     """Score a layer's channels from images and write a run folder.
 
     Besides the flags below, --preset {default,paper} or --config FILE.toml set the defaults: lines such as `top_k = 50` for
     settings, and `network = "timm:resnet50"` or `layer = ["layer3", "layer4"]` for the rest.
-    """
-    from psi_fast.present import show_scores
 
+    Args:
+        report: Also write OUT/report, as `psi-fast report OUT` does.
+    """
+    from psi_fast.present import show_report, show_scores
+    from psi_fast.report.folder import require_packages
+
+    if report:  # before hours of work
+        require_packages()
     first, others = job.arguments()
     show_scores(psi_fast.score(*first, **others), job.out)
+    if report:
+        show_report(psi_fast.build_report(job.out, images=job.images, progress=job.progress))
+
+
+def report(
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    *,
+    out: Path | None = None,
+    images: str | None = None,
+    pictures: bool = True,
+    progress: bool = True,
+) -> None:
+    """Write finished runs as a folder of pages that a browser opens from disk: an overview, all channels, each channel.
+
+    Args:
+        folders: Run folders; several layers or networks in one report.
+        out: Folder to write, which holds nothing or an earlier report. Default: `report` in the run folder, or of several
+            runs in the folder that holds them all.
+        images: Where the runs' images are now, as for `psi-fast score`; default: where each run found them.
+        pictures: Show the patches; --no-pictures needs no images.
+        progress: Show progress on stderr: bars on a terminal, else a line a stage.
+    """
+    from psi_fast.present import show_report
+
+    show_report(psi_fast.build_report(folders, out, images=images, pictures=pictures, progress=progress))
 
 
 def experiment() -> None:
@@ -180,16 +211,17 @@ def show(folder: Annotated[Path, tyro.conf.Positional], *, count: int = 15) -> N
 
 
 def demo(*, out: Path = Path("runs/demo"), progress: bool = True) -> None:
-    """Score EfficientNet-Lite0's last convolution on scikit-image's photographs; needs no download beyond packages.
+    """Score EfficientNet-Lite0's last convolution on scikit-image's photographs, with its report; needs only packages.
 
     Args:
         out: Run folder to write; a finished demo in it is shown instead.
         progress: Show progress on stderr: bars on a terminal, else a line a stage.
     """
     from psi_fast.demo import run_demo
-    from psi_fast.present import show_scores
+    from psi_fast.present import show_report, show_scores
 
     show_scores(run_demo(out, progress=progress), out)
+    show_report(psi_fast.build_report(out, progress=progress))
 
 
 def env() -> None:
@@ -204,6 +236,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "experiment": experiment,
     "layers": layers,
     "show": show,
+    "report": report,
     "figure": figure,
     "demo": demo,
     "env": env,

@@ -81,6 +81,11 @@ def show_scores(scores: Scores, folder: Path, count: int = 15) -> None:
     console.print(f"results: {escape(str(folder))}")
 
 
+def show_report(page: Path) -> None:
+    """Print where a report lies; a browser opens it from there."""
+    _console().print(f"report: {escape(str(page))}", soft_wrap=True)
+
+
 def show_outcome(outcome: "Outcome") -> None:
     """Print what an experiment found: its text, its claims and where the files lie."""
     from psi_fast.experiments.outcome import claim_cells

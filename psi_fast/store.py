@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -72,8 +73,8 @@ def reserved(folder: Path) -> Iterator[None]:
     try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.glob(TEMPORARY + "*"):  # of a run that was killed
-                left.unlink()
+            for left in folder.glob(TEMPORARY + "*"):  # of a run or a report that was killed
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             write_whole(folder / f"{TEMPORARY}probe", lambda path: path.write_bytes(b""))
             (folder / f"{TEMPORARY}probe").unlink()
         except OSError as error:

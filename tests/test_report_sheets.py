@@ -58,16 +58,19 @@ def tile_of(plan, images, channel, place):
 
 
 @pytest.mark.parametrize(
-    "plan_of", [lambda own, *where: plan_patches(own, *where, PLENTY), lambda _, *where: plan_strips(*where)]
+    ("plan_of", "firsts"),
+    [
+        (lambda own, *where: plan_patches(own, *where, PLENTY), [0]),
+        (lambda _, *where: plan_strips(*where), [0, 8, 16, 24]),
+    ],
 )
-def test_every_patch_is_found_in_its_channel_s_sheet(own, tmp_path, monkeypatch, plan_of):
-    monkeypatch.setattr(sheets, "PATCH_CHANNELS", 8)
+def test_every_patch_is_found_in_its_channel_s_sheet(own, tmp_path, monkeypatch, plan_of, firsts):
     monkeypatch.setattr(sheets, "STRIP_CHANNELS", 8)
     rows, boxes = places()
     rows[3, 5:] = -1
     plan = plan_of(own, rows, boxes)
     images = written(plan, own, tmp_path)
-    assert plan.firsts == [0, 8, 16, 24]
+    assert plan.firsts == firsts
     assert (plan.numbers[3, 5:] == -1).all()
     assert (plan.numbers >= 0).sum() == (rows >= 0).sum()
     off = []
@@ -137,6 +140,22 @@ def test_patches_are_not_blown_up():
     tiles = plan_patches(own, rows, boxes, PLENTY).tiles  # nine of ten are at most 22 of 32 px
     assert tiles.side == 80
     assert plan_images(large, PLENTY).tiles.side == 256
+
+
+def test_one_sheet_holds_all_patches_where_it_can(own, monkeypatch):
+    rows, boxes = places()
+    distinct = len(np.unique(np.concatenate((rows[..., None], boxes), axis=2).reshape(-1, 5), axis=0))
+    columns = int(np.ceil(np.sqrt(distinct)))
+    images = tiny.image_set(40)
+    large = Pictures(images.names, tiny.bank(images, 300), np.arange(40))
+    for side in (64, 80, 96, 112):
+        monkeypatch.setattr(sheets, "SHEET", columns * side)
+        plan = plan_patches(large, rows, boxes, PLENTY)
+        assert (plan.tiles.side, plan.firsts) == (side, [0])
+    monkeypatch.setattr(sheets, "SHEET", (columns - 1) * 64)  # none of that size could: quality decides
+    plan = plan_patches(large, rows, boxes, PLENTY)
+    assert plan.tiles.side == 128
+    assert len(plan.firsts) > 2
 
 
 def test_whole_images_lie_in_order(own, tmp_path, monkeypatch):

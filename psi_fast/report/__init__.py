@@ -1,0 +1,1 @@
+"""Scores as pages that a person looks at."""

@@ -60,8 +60,8 @@ LARGEST_PATCH = 128
 """Side in px of tiles of patches, at most."""
 STRIP = Tiles(40, 60)
 """Thumbnails of a table's rows."""
-PATCH_CHANNELS, STRIP_CHANNELS, IMAGES = 128, 256, 256
-"""Channels whose patches, channels whose thumbnails, and whole images, in a sheet at most."""
+STRIP_CHANNELS, IMAGES = 256, 256
+"""Channels whose thumbnails, and whole images, in a sheet at most."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ class Plan:
 def plan_patches(pictures: Pictures, rows: np.ndarray, boxes: np.ndarray, budget: int) -> Plan:
     """Sheets of a layer's patches: all of a channel's in one, and each distinct patch once in a sheet.
 
-    Tiles are as large and good as `budget` bytes allow, by a sample of them, and no larger than nearly all patches are.
+    Tiles are as large and good as `budget` bytes allow, by a sample of them, and no larger than nearly all patches are; where
+    one sheet can hold all distinct patches, of `PLAIN` px at least, it does.
 
     Parameters
     ----------
@@ -101,13 +102,15 @@ def plan_patches(pictures: Pictures, rows: np.ndarray, boxes: np.ndarray, budget
     placed = pictures.on_square(where, box) * pictures.side
     sides = (placed[:, 2:] - placed[:, :2]).max(1)
     steps = _up_to(min(LARGEST_PATCH, float(np.quantile(sides, 0.9)) if len(sides) else 0))
+    if any(tiles.capacity >= len(crops) for tiles in steps if tiles.side >= PLAIN):
+        steps = [tiles for tiles in steps if tiles.capacity >= len(crops)]
 
     def count(tiles: Tiles) -> int:
-        firsts = split_channels(index, tiles.capacity, PATCH_CHANNELS)
+        firsts = split_channels(index, tiles.capacity, len(index))
         return sum(len(np.unique(own[own >= 0])) for own in np.split(index, firsts[1:]))
 
     tiles = _chosen(pictures, where, box, steps, count, budget) if len(crops) else steps[-1]
-    return _plan(crops, index, tiles, PATCH_CHANNELS)
+    return _plan(crops, index, tiles, len(index))
 
 
 def plan_strips(rows: np.ndarray, boxes: np.ndarray) -> Plan:

@@ -1,0 +1,88 @@
+"use strict";
+// One namespace. Data files are plain scripts that call `receive`, since a page opened from disk may fetch nothing.
+const psiFast = (() => {
+  const held = new Map(); // name -> data
+  const awaited = new Map(); // name -> promise of data
+
+  function receive(name, data) {
+    held.set(name, data);
+  }
+
+  function load(name) {
+    if (held.has(name)) return Promise.resolve(held.get(name));
+    if (!awaited.has(name)) {
+      const promise = new Promise((resolve, reject) => {
+        const script = document.createElement("script");
+        script.src = `data/${name}.js`;
+        script.onload = () => (held.has(name) ? resolve(held.get(name)) : reject(new Error(`data/${name}.js is empty`)));
+        script.onerror = () => reject(new Error(`data/${name}.js is missing; copy the whole report folder`));
+        document.head.append(script);
+      });
+      promise.catch(() => awaited.delete(name));
+      awaited.set(name, promise);
+    }
+    return awaited.get(name);
+  }
+
+  // An element with text and elements in it; text stays text, whatever it holds.
+  function element(tag, attributes = {}, ...children) {
+    const made = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (value === null || value === undefined || value === false) continue;
+      if (name === "style") Object.assign(made.style, value);
+      else if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+      else made.setAttribute(name, value === true ? "" : value);
+    }
+    made.append(...children.flat().filter((child) => child !== null && child !== undefined));
+    return made;
+  }
+
+  const number = (value, digits) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+  const short = (value) => (value === null || value === undefined ? "–" : String(Number(value.toPrecision(3))));
+
+  // Very small numbers as 10^-4 would hide that they are bounded by the draws: two digits say enough.
+  function probability(value) {
+    if (value === null || value === undefined) return "–";
+    return value >= 0.0995 ? value.toFixed(2) : String(Number(value.toPrecision(2)));
+  }
+
+  // Colours that colour-blind readers tell apart (Okabe and Ito), blue first, as in the figures; on a dark page the deep blue is
+  // lighter and the light blue yellow.
+  const LIGHT = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#777777"];
+  const DARK = ["#4aa3df", "#e8772e", "#1fb58a", "#d98fb8", "#e69f00", "#f0e442", "#9a9a9a"];
+  const colours = () => (psiFast.theme.dark() ? DARK : LIGHT);
+  const colour = (cluster) => (cluster < 0 ? "#999999" : colours()[cluster % LIGHT.length]);
+  const partColour = (name) => colours()[{ S: 2, Q: 3, D: 4 }[name]];
+
+  // A tile of a sprite sheet as an element's background, `side` px wide.
+  function tile(element, sheet, place, columns, side) {
+    element.style.backgroundImage = `url("${sheet}")`;
+    element.style.backgroundPosition = `-${(place % columns) * side}px -${Math.floor(place / columns) * side}px`;
+    element.style.backgroundSize = `${columns * side}px auto`;
+    element.style.width = element.style.height = `${side}px`;
+    return element;
+  }
+
+  const numbered = (count) => String(count).padStart(3, "0");
+
+  // The last of `firsts` (ascending) that is not above `place`.
+  function part(firsts, place) {
+    let found = 0;
+    while (found + 1 < firsts.length && firsts[found + 1] <= place) found += 1;
+    return found;
+  }
+
+  // Quantiles of PSI over the channels of a layer that have one.
+  function spread(table, layer) {
+    const sorted = table.psi.slice(layer.first, layer.first + layer.channels).filter((psi) => psi !== null).sort((a, b) => a - b);
+    const at = (share) => {
+      if (!sorted.length) return null;
+      const place = (sorted.length - 1) * share;
+      const low = Math.floor(place);
+      return sorted[low] + (sorted[Math.min(low + 1, sorted.length - 1)] - sorted[low]) * (place - low);
+    };
+    return { layer: layer.key, p5: at(0.05), p25: at(0.25), p50: at(0.5), p75: at(0.75), p95: at(0.95) };
+  }
+
+  return { receive, load, element, number, short, probability, colour, colours, partColour, tile, numbered, part, spread };
+})();
