@@ -21,6 +21,7 @@ psiFast.channel = (() => {
     paint();
     neighbours(about);
     window.scrollTo(0, 0);
+    psiFast.opened();
     await graphs(about);
   }
 
@@ -84,7 +85,7 @@ psiFast.channel = (() => {
 
   // Clusters have the colours of the charts, which depend on the page's.
   function paint() {
-    for (const own of document.querySelectorAll(".cluster")) own.style.borderLeftColor = colour(Number(own.dataset.cluster));
+    for (const own of document.querySelectorAll(".cluster")) own.style.setProperty("--own", colour(Number(own.dataset.cluster)));
   }
   psiFast.theme.onChange(paint);
 
@@ -127,10 +128,11 @@ psiFast.channel = (() => {
     const run = index.runs[layer.run];
     const parts = [];
     if (run.whole) {
-      const per = run.whole.per_sheet;
+      const { firsts, columns } = run.whole;
       const image = patches.whole[i];
-      const side = Math.min(260, 2 * run.whole.tile);
-      const whole = tile(element("div", { class: "whole" }), `data/${run.folder}/images-${numbered(Math.floor(image / per))}.webp`, image % per, run.whole.columns, side);
+      const sheet = part(firsts, image);
+      const whole = tile(element("div", { class: "whole" }), `data/${run.folder}/images-${numbered(sheet)}.webp`,
+        image - firsts[sheet], columns, Math.min(260, 2 * run.whole.tile));
       const [x0, y0, x1, y1] = patches.box[i].map((edge) => `${100 * edge}%`);
       whole.append(element("div", { class: "outline", style: { left: x0, top: y0, width: `calc(${x1} - ${x0})`, height: `calc(${y1} - ${y0})` } }));
       parts.push(whole);

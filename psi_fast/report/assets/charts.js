@@ -22,12 +22,19 @@ psiFast.charts = (() => {
     };
   }
 
-  // Draw `make()` into `place`; `about` is what a reader who cannot see it is told.
+  // Let the page answer its reader between two charts.
+  const pause = () => new Promise((resolve) => setTimeout(resolve));
+
+  // Draw `make(width)` into `place`, unless it is there already or out of sight; `about` is what a reader who cannot see it is told.
   async function draw(place, make, about, renderer = "svg") {
-    const entry = { place, make, about, renderer, view: null };
+    await pause();
+    if (!place.clientWidth) return;
+    const state = [about, place.clientWidth, psiFast.theme.dark()].join();
+    if (drawn.some((one) => one.place === place && one.state === state)) return;
     for (let i = drawn.length - 1; i >= 0; i -= 1) {
       if (drawn[i].place === place || !drawn[i].place.isConnected) drawn.splice(i, 1)[0].view?.finalize();
     }
+    const entry = { place, make, about, renderer, state, view: null };
     drawn.push(entry);
     await paint(entry);
   }

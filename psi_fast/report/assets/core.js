@@ -63,6 +63,9 @@ const psiFast = (() => {
     return element;
   }
 
+  // What the reader came for stands there; charts may still be on their way.
+  const opened = () => (document.documentElement.dataset.opened = location.hash || "#");
+
   const numbered = (count) => String(count).padStart(3, "0");
 
   // The last of `firsts` (ascending) that is not above `place`.
@@ -84,5 +87,5 @@ const psiFast = (() => {
     return { layer: layer.key, p5: at(0.05), p25: at(0.25), p50: at(0.5), p75: at(0.75), p95: at(0.95) };
   }
 
-  return { receive, load, element, number, short, probability, colour, colours, partColour, tile, numbered, part, spread };
+  return { receive, load, element, number, short, probability, colour, colours, partColour, tile, numbered, opened, part, spread };
 })();

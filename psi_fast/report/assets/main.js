@@ -35,6 +35,7 @@
         if (asked.page === "overview") await psiFast.overview.show(index, table);
         if (asked.page === "channels") psiFast.table.show(index, table, asked.query);
         if (asked.page === "compare") await psiFast.compare.show(index, table, asked.query);
+        psiFast.opened();
         if (asked.page === "experiments" && asked.rest) place(`experiment-${asked.rest}`)?.scrollIntoView();
       }
       document.documentElement.dataset.ready = location.hash || "#";

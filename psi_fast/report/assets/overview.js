@@ -20,6 +20,7 @@ psiFast.overview = (() => {
     const rows = Array.from({ length: layer.channels }, (_, i) => layer.first + i);
     tiles(index, table, layer, rows);
     top(index, table, layer, rows);
+    psiFast.opened();
     const place = (id) => document.getElementById(id);
     for (const [id, name, axis] of [["chart-log-psi", "log_psi", "ln PSI"], ["chart-log-odds", "log_odds", "log10 of PSI / (1 - PSI)"]]) {
       await charts.draw(place(id), (width) => charts.baselines(layer[name], axis, width),
