@@ -94,6 +94,18 @@ def test_a_patch_that_is_no_square_keeps_its_shape():
     assert tile[[0, -1]].std() > 20
 
 
+def test_boxes_of_whole_pixels_are_not_widened_by_what_float32_loses(monkeypatch):
+    cut, plain = [], crops.whole_pixels
+    monkeypatch.setattr(module, "whole_pixels", lambda boxes, side: (cut.append(plain(boxes, side)), cut[-1])[1])
+    images = tiny.image_set(3)
+    own = Pictures(images.names, tiny.bank(images, 47), np.arange(3))
+    low = np.random.default_rng(0).integers(0, 23, (300, 2))
+    boxes, rows = np.concatenate((low, low + 24), axis=1), np.repeat(np.arange(3), 100)
+    sizes = np.array([tiny.sizes(row) for row in rows])
+    list(own.tiles(rows, from_square(boxes, 47, sizes).astype(np.float32), 4))
+    np.testing.assert_array_equal(cut[0], boxes)
+
+
 def test_the_pixels_are_those_that_the_encoder_was_given(folder, monkeypatch):
     given, plain = [], crops.whole_pixels
     monkeypatch.setattr(crops, "whole_pixels", lambda boxes, side: (given.append(plain(boxes, side)), given[-1])[1])
