@@ -19,6 +19,7 @@ from psi_fast.store import now, write_whole
 SCRIPTS = ("core", "theme", "charts", "address", "table", "overview", "channel", "compare", "main")
 """In the order in which they run."""
 VEGA = "vega.js"
+"""Loaded by the first chart."""
 
 
 def run_facts(name: str, details: Details, warnings: Sequence[str]) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def write_page(
         runs=runs,
         layers=layers,
         experiments=shown,
-        scripts=[VEGA, *(f"{name}.js" for name in SCRIPTS)],
+        scripts=[f"{name}.js" for name in SCRIPTS],
         made=now(),
         version=metadata.version("psi-fast"),
     )

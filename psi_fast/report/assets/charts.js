@@ -28,6 +28,7 @@ psiFast.charts = (() => {
   // Draw `make(width)` into `place`, unless it is there already or out of sight; `about` is what a reader who cannot see it is told.
   async function draw(place, make, about, renderer = "svg") {
     await pause();
+    await psiFast.script("assets/vega.js"); // a megabyte that table and patches need not wait for
     if (!place.clientWidth) return;
     const state = [about, place.clientWidth, psiFast.theme.dark()].join();
     if (drawn.some((one) => one.place === place && one.state === state)) return;

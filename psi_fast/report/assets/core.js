@@ -2,7 +2,7 @@
 // One namespace. Data files are plain scripts that call `receive`, since a page opened from disk may fetch nothing.
 const psiFast = (() => {
   const held = new Map(); // name -> data
-  const awaited = new Map(); // name -> promise of data
+  const awaited = new Map(); // path -> promise that its script has run
 
   function receive(name, data) {
     held.set(name, data);
@@ -10,18 +10,27 @@ const psiFast = (() => {
 
   function load(name) {
     if (held.has(name)) return Promise.resolve(held.get(name));
-    if (!awaited.has(name)) {
+    const path = `data/${name}.js`;
+    return script(path).then(() => {
+      if (!held.has(name)) throw new Error(`${path} is empty; make the report again`);
+      return held.get(name);
+    });
+  }
+
+  // Run a script of the report's folder, once.
+  function script(path) {
+    if (!awaited.has(path)) {
       const promise = new Promise((resolve, reject) => {
-        const script = document.createElement("script");
-        script.src = `data/${name}.js`;
-        script.onload = () => (held.has(name) ? resolve(held.get(name)) : reject(new Error(`data/${name}.js is empty`)));
-        script.onerror = () => reject(new Error(`data/${name}.js is missing; copy the whole report folder`));
-        document.head.append(script);
+        const own = document.createElement("script");
+        own.src = path;
+        own.onload = resolve;
+        own.onerror = () => reject(new Error(`${path} is missing; copy the whole report folder`));
+        document.head.append(own);
       });
-      promise.catch(() => awaited.delete(name));
-      awaited.set(name, promise);
+      promise.catch(() => awaited.delete(path));
+      awaited.set(path, promise);
     }
-    return awaited.get(name);
+    return awaited.get(path);
   }
 
   // An element with text and elements in it; text stays text, whatever it holds.
@@ -87,5 +96,5 @@ const psiFast = (() => {
     return { layer: layer.key, p5: at(0.05), p25: at(0.25), p50: at(0.5), p75: at(0.75), p95: at(0.95) };
   }
 
-  return { receive, load, element, number, short, probability, colour, colours, partColour, tile, numbered, opened, part, spread };
+  return { receive, load, script, element, number, short, probability, colour, colours, partColour, tile, numbered, opened, part, spread };
 })();
