@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from browser import chromium, visit  # noqa: F401 - fixtures
 from image_helpers import paint
+from reports import bare, hostile, pair, runs, single  # noqa: F401 - fixtures
 
 from psi_fast import Network
 from psi_fast.forward import SLICE
