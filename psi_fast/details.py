@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from psi_fast.experiments.outcome import Outcome
 
 BUDGET = 128 * 2**20  # bytes that a part of the channels takes
-CENTRED = 2**15  # distinct patches that are added up at once
+AT_ONCE = 2**14  # distinct patches that are centred at once
 SAMPLE = 20_000  # null draws of ln PSI
 SWAPS = "patch-swap"
 
@@ -150,7 +150,7 @@ class Details:
         rows = np.asarray(rows)
         coordinates = np.full((len(rows), self.index.shape[1], 2), np.nan, dtype=np.float32)
         shares = np.full((len(rows), 2), np.nan, dtype=np.float32)
-        for place, columns, embeddings in self._parts(rows, at_least=1):
+        for place, columns, embeddings in self._parts(rows):
             centred = embeddings - embeddings.mean(1, keepdim=True)
             with one_thread():  # LAPACK's own threads wait for each other on matrices as small as these
                 values, vectors = torch.linalg.eigh(products(centred, centred.mT).double())
@@ -277,18 +277,24 @@ class Details:
         return centred_bank(bank) if self.scores.manifest["config"]["center"] else bank
 
     @cached_property
-    def _centres(self) -> dict[str, Tensor]:
-        """Mean [d] float64 of each layer's own distinct patches, where the run was centred."""
-        if not self.scores.manifest["config"]["center"]:
-            return {}
-        found = {}
-        for layer, rows in self.layers.items():
-            used = self.index[rows].unique()
-            used = used[used >= 0]
-            if len(used):
-                total = sum(self.unique[part].double().sum(0) for part in used.split(CENTRED))
-                found[layer] = torch.as_tensor(total) / len(used)
-        return found
+    def _latest(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """What `_patches_of` last found: the next question is mostly about the same layer, and one layer fits into memory."""
+        return {}
+
+    def _patches_of(self, layer: str) -> tuple[Tensor, Tensor]:
+        """Embeddings [u, d] float32 of a layer's distinct patches as they were scored, and index [c, K] of its channels."""
+        if layer not in self._latest:
+            index = self.index[self.layers[layer]]
+            used, own = torch.unique(index[index >= 0], return_inverse=True)
+            places = torch.full_like(index, -1).masked_scatter(index >= 0, own)
+            embeddings = self.unique[used]
+            if self.scores.manifest["config"]["center"]:
+                centre = torch.stack([part.double().sum(0) for part in embeddings.split(AT_ONCE)]).sum(0) / len(used)
+                for part in embeddings.split(AT_ONCE):  # a copy of the run's own
+                    part.copy_(without(part, centre))
+            self._latest.clear()
+            self._latest[layer] = embeddings, places
+        return self._latest[layer]
 
     @cached_property
     def _classes(self) -> list[str]:
@@ -310,24 +316,22 @@ class Details:
     def _scored(self, rows: np.ndarray) -> Iterator[Part]:
         """As `_parts`, of the rows that have a score alone."""
         scored = np.flatnonzero(self.scores.table["k"].to_numpy()[rows] > 0)
-        for place, columns, embeddings in self._parts(rows[scored], at_least=1):
+        for place, columns, embeddings in self._parts(rows[scored]):
             yield Part(torch.from_numpy(scored)[place], columns, embeddings)
 
-    def _parts(self, rows: np.ndarray, at_least: int) -> Iterator[Part]:
-        """The rows with at least so many patches, in parts that fit into memory."""
+    def _parts(self, rows: np.ndarray) -> Iterator[Part]:
+        """The rows that have patches, in parts that fit into memory."""
         layer = self.scores.table["layer"].to_numpy()[rows]
-        width = self.unique.shape[1]
         for name in dict.fromkeys(layer):
             places = np.flatnonzero(layer == name)
-            own, index = torch.from_numpy(places), self.index[rows[places]]
-            for group in PatchEmbeddings(self.unique, index, own).groups(at_least):
-                per_row = 24 * width * group.columns.shape[1] + 8 * self._k_max * len(self.text)
+            unique, index = self._patches_of(name)
+            own = torch.from_numpy(places)
+            held = PatchEmbeddings(unique, index[np.searchsorted(self.layers[name], rows[places])], own)
+            for group in held.groups(at_least=1):
+                per_row = 8 * unique.shape[1] * group.columns.shape[1] + 8 * self._k_max * len(self.text)
                 step = rows_per_chunk(per_row, budget_bytes=BUDGET)
                 for part, columns in zip(group.rows.split(step), group.columns.split(step), strict=True):
-                    found = self.unique[index[part[:, None], columns]]
-                    if name in self._centres:
-                        found = without(found.flatten(0, 1), self._centres[name]).unflatten(0, columns.shape)
-                    yield Part(own[part], columns, found)
+                    yield Part(own[part], columns, unique[held.index[part[:, None], columns]])
 
 
 def open_details(folder: str | Path) -> Details:
