@@ -312,3 +312,19 @@ def test_text_from_data_is_text():
     with panels(1) as (figure, (panel,)):
         panel.set_title(plain(r"$\frac{1}$ <b> \alpha_1 $"))
     assert b"\\frac{1}$ &lt;b&gt; \\alpha_1 $" in rendered(figure, "svg")
+
+
+def test_long_names_leave_room(details):
+    table = details.scores.table.copy()
+    names = {layer: f"model.encoder.layers.{layer}.mlp.fc1.output" for layer in LAYERS}
+    table["layer"] = table["layer"].map(names)
+    table["concepts"] = [[f"a rather long name of {name}" for name in own] for own in table["concepts"]]
+    manifest = details.scores.manifest | {"layers": list(names.values())}
+    long = replace(details, scores=replace(details.scores, table=table, manifest=manifest))
+    for figure in (OVERVIEWS["layers"](long, list(names.values())), of("map", long)[1], of("classes", details)[1]):
+        rendered(figure, "svg")  # which lays it out
+        (panel,) = figure.axes
+        assert panel.get_window_extent().height > 1.2 * figure.dpi
+        for legend in figure.legends:
+            assert legend.get_window_extent().x0 >= 0
+            assert legend.get_window_extent().x1 <= figure.bbox.x1

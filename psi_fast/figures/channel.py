@@ -10,6 +10,7 @@ from psi_fast.errors import InputError
 from psi_fast.figures.style import COLOURS, PANEL, PART_COLOURS, heading, legend_above, panels, plain
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from psi_fast.details import Details
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 MARKERS = "osD^vP*"
 """With COLOURS, so that no cluster is told apart by its colour alone."""
 MEANING = {"S": "mean silhouette", "Q": "agreement with classes", "D": "distinctness of concepts"}
+HALF = 22
+"""Letters of a name that takes half of a panel's width."""
 CLUSTER = "cluster: nearest concept (patches)"
 ITEMS = 3
 """Classes or concepts of a cluster."""
@@ -106,7 +109,7 @@ def patch_map(details: "Details", row: int) -> "Figure":
         heading(figure, named(details, row))
         panel.set_xlabel(f"first principal axis ({100 * shares[0]:.0f} % of the variance)")
         panel.set_ylabel(f"second ({100 * shares[1]:.0f} %)")
-        figure.legend(loc="outside lower center", ncols=2, fontsize=7, title=CLUSTER, title_fontsize=7)
+        _name_clusters(figure, panel)
     return figure
 
 
@@ -155,6 +158,13 @@ def swaps(details: "Details", row: int) -> "Figure":
         panel.set(xlabel="change in activation, sd of the channel")
         heading(figure, f"{named(details, row)}: {found['hosts'].iloc[0]} hosts, 95 % intervals")
     return figure
+
+
+def _name_clusters(figure: "Figure", panel: "Axes") -> None:
+    """A legend of the clusters below the panel, in two columns where their names are short enough."""
+    names = panel.get_legend_handles_labels()[1]
+    columns = 1 if max(map(len, names)) > HALF else 2
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=7, title=CLUSTER, title_fontsize=7)
 
 
 def require_score(details: "Details", row: int) -> None:
@@ -213,5 +223,5 @@ def _bars(
         panel.margins(x=0.12, y=0.02)
         panel.set(xlabel=what)
         heading(figure, named(details, row))
-        figure.legend(loc="outside lower center", ncols=2, fontsize=7, title=CLUSTER, title_fontsize=7)
+        _name_clusters(figure, panel)
     return figure

@@ -24,6 +24,8 @@ BINS = 40
 ACROSS = 3
 """Panels beside each other at most."""
 WHISKERS = (5, 95)
+LETTER = 0.065
+"""Inches that a letter of a name takes."""
 FLAGS = ("dead", "few_patches", "unselective", "degenerate:S", "degenerate:Q", "degenerate:D")
 
 
@@ -74,8 +76,11 @@ def components(details: "Details", layers: Sequence[str]) -> "Figure":
 
 def layers(details: "Details", layers: Sequence[str]) -> "Figure":
     """PSI by layer: median, quartiles and the middle 90 % of its channels, with the medians of the baselines."""
+    names = [plain(layer, 26, end=True) for layer in layers]
     width = max(PANEL[0], 0.45 * len(layers) + 0.8)
-    with panels(1, width=width) as (figure, (panel,)):
+    beside = sum(map(len, names)) < 12 * width  # letters that fit
+    height = PANEL[1] + (0 if beside else LETTER * max(map(len, names)))
+    with panels(1, width=width, height=height) as (figure, (panel,)):
         found = [_series(details, layer) for layer in layers]
         boxes = panel.boxplot(
             [own["channels"][0] for own in found],
@@ -88,8 +93,6 @@ def layers(details: "Details", layers: Sequence[str]) -> "Figure":
             marker = "D" if name == "null draws" else "s"
             places = np.arange(1, len(layers) + 1)
             panel.plot(places, medians, marker, color=found[0][name][1], markersize=4, label=f"median of {name}")
-        names = [plain(layer, 26, end=True) for layer in layers]
-        beside = sum(map(len, names)) < 12 * width  # letters that fit
         panel.set_xticks(np.arange(1, len(layers) + 1), names, rotation=0 if beside else 90)
         panel.set(title="quartiles and middle 90 % of the channels", xlabel="layer")
         panel.set_xlim(0.4, len(layers) + 0.6)
