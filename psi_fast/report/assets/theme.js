@@ -13,12 +13,12 @@ psiFast.theme = (() => {
     }
   }
 
-  const dark = () => (document.documentElement.dataset.theme || (system.matches ? "dark" : "light")) === "dark";
+  const dark = () => document.documentElement.dataset.theme === "dark";
 
-  function apply() {
-    const theme = chosen();
-    if (theme) document.documentElement.dataset.theme = theme;
+  function apply(theme) {
+    document.documentElement.dataset.theme = theme;
     label();
+    listeners.forEach((listener) => listener());
   }
 
   function label() {
@@ -30,21 +30,16 @@ psiFast.theme = (() => {
 
   function toggle() {
     const theme = dark() ? "light" : "dark";
-    document.documentElement.dataset.theme = theme;
+    apply(theme);
     try {
       localStorage.setItem(KEY, theme);
     } catch {
       // it holds for this visit
     }
-    changed();
   }
 
-  function changed() {
-    label();
-    listeners.forEach((listener) => listener());
-  }
-
-  system.addEventListener("change", changed);
-  apply();
+  const follow = () => apply(chosen() || (system.matches ? "dark" : "light"));
+  system.addEventListener("change", follow);
+  follow();
   return { dark, toggle, label, onChange: (listener) => listeners.push(listener) };
 })();
