@@ -76,11 +76,11 @@ class Pictures:
             # the table has float32: a hair above a whole pixel would be widened to the next; and an image may have changed
             placed = whole_pixels(np.clip(placed.round(3), 0, self.side), self.side)
         held, square = -1, None
-        for row, box in zip(rows.tolist(), placed.tolist(), strict=True):
+        for row, (x0, y0, x1, y1) in zip(rows.tolist(), placed.tolist(), strict=True):
             if square is None or row != held:
                 place = int(self._places[row])
-                held, square = row, Image.fromarray(self._bank.read(slice(place, place + 1), CPU)[0].numpy())
-            yield _fitted(square, box, side)
+                held, square = row, self._bank.read(slice(place, place + 1), CPU)[0].numpy()
+            yield _fitted(square[y0:y1, x0:x1], side)
 
 
 def open_pictures(manifest: dict[str, Any], patches: pd.DataFrame, images: Any = None, *, bars: Progress) -> Pictures:
@@ -201,15 +201,14 @@ def _used(images: ImageSet, patches: pd.DataFrame) -> np.ndarray:
     return np.array(sorted(row[name] for name in wanted), dtype=np.int64)
 
 
-def _fitted(square: Image.Image, box: Sequence[int], side: int) -> np.ndarray:
-    """A box (x0, y0, x1, y1) of whole px resized to [side, side, 3] uint8; one that is no square keeps its shape."""
-    x0, y0, x1, y1 = box
-    width, height = x1 - x0, y1 - y0
+def _fitted(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Pixels [height, width, 3] resized to [side, side, 3] uint8; what is no square keeps its shape."""
+    height, width = pixels.shape[:2]
     if abs(width - height) <= 1:  # a px more in one direction comes of whole pixels, and is no shape
         width = height = 1
     longest = max(width, height)
     size = max(1, round(width * side / longest)), max(1, round(height * side / longest))
-    part = np.asarray(square.resize(size, Image.Resampling.BICUBIC, box=(x0, y0, x1, y1)))
+    part = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
     if size == (side, side):
         return part
     tile = np.full((side, side, 3), BESIDE, dtype=np.uint8)

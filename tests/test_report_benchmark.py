@@ -1,0 +1,35 @@
+"""The benchmark of a report: its channels have patches of their own, and all files of the report are counted."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+pytest.importorskip("jinja2")
+pytest.importorskip("vl_convert")
+pytest.importorskip("markdown_it")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import report
+
+
+def test_the_run_is_made_once_and_its_report_measured(tmp_path, capsys):
+    images, out = tiny.write_pictures(tmp_path / "images", 40), tmp_path / "found.json"
+    arguments = ["--images", images, "--run", tmp_path / "run", "--channels", 20, "--top-k", 12, "--json", out]
+    report.main([str(argument) for argument in arguments])
+    made = (tmp_path / "run" / "manifest.json").stat().st_mtime_ns
+    report.main([str(argument) for argument in arguments])
+    assert (tmp_path / "run" / "manifest.json").stat().st_mtime_ns == made
+    found = json.loads(out.read_text())
+    assert json.dumps(found, indent=2) in capsys.readouterr().out
+    assert (found["channels"], found["patches"]) == (20, 240)
+    patches = report.store.load(tmp_path / "run").patches
+    boxes = {(image, *box) for image, box in zip(patches["image"], patches["box"], strict=True)}
+    assert len(boxes) > 220
+    kinds = found["bytes"]
+    assert kinds["all"] == sum(size for name, size in kinds.items() if name != "all")
+    assert kinds["all"] == sum(p.stat().st_size for p in (tmp_path / "run" / "report").rglob("*") if p.is_file())
+    assert {"patches.webp", "strip.webp", "images.webp", "channels.js"} <= set(kinds)
+    assert found["seconds"]["all"] >= found["seconds"]["patches"] > 0
+    assert found["peak_memory_mib"] > 50
