@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -51,8 +52,12 @@ class Read:
         `sheets` is what the index says of them, `name` where they lie below data/, such as l0/patches.
         """
         sheet = max(i for i, first in enumerate(sheets["firsts"]) if first <= place)
-        with Image.open(self.folder / "data" / f"{name}-{sheet:03d}.webp") as image:
-            pixels = np.asarray(image.convert("RGB"), dtype=float)
+        pixels = self._sheet(f"{name}-{sheet:03d}.webp")
         side, (line, column) = sheets["tile"], divmod(number, sheets["columns"])
         assert pixels.shape[1] == side * sheets["columns"]
         return pixels[line * side : (line + 1) * side, column * side : (column + 1) * side]
+
+    @cache  # noqa: B019  # as long as the tests last
+    def _sheet(self, name):
+        with Image.open(self.folder / "data" / name) as image:
+            return np.asarray(image.convert("RGB"), dtype=float)

@@ -1,10 +1,12 @@
 """What the page of each channel shows, a part of a layer's channels at a time."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from psi_fast.neighbours import Neighbours
 from psi_fast.report.scripts import histogram, rounded
 from psi_fast.report.summary import Shown
 from psi_fast.results import COMPONENTS
@@ -12,7 +14,7 @@ from psi_fast.results import COMPONENTS
 BINS = 32
 
 
-def channel_data(shown: Shown, part: slice, neighbours: list[Any]) -> dict[str, Any]:
+def channel_data(shown: Shown, part: slice, neighbours: Sequence[Neighbours]) -> dict[str, Any]:
     """The channels `part` of a layer: patches, clusters, null histograms, activations, neighbours, swaps."""
     rows, details = shown.rows[part], shown.details
     patches = _patches(shown, part)
@@ -34,7 +36,7 @@ def channel_data(shown: Shown, part: slice, neighbours: list[Any]) -> dict[str, 
             "x": rounded(points[i, rank, 0], 3),
             "y": rounded(points[i, rank, 1], 3),
         }
-        if shown.patches is not None:
+        if shown.patches is not None and shown.places is not None and shown.boxes is not None:
             found["tile"] = shown.patches.numbers[place, rank].tolist()
             found["whole"] = shown.places[place, rank].tolist()
             found["box"] = [rounded(box, 3) for box in shown.boxes[place, rank]]
@@ -113,7 +115,7 @@ def _activations(maxima: np.ndarray, patches: np.ndarray) -> dict[str, Any] | No
     }
 
 
-def _neighbours(shown: Shown, found: Any) -> dict[str, Any]:
+def _neighbours(shown: Shown, found: Neighbours) -> dict[str, Any]:
     """The neighbours by their rows among all of the report's channels."""
     offset = shown.first - int(shown.rows[0])
     return {

@@ -1,10 +1,13 @@
 """Run folders -> a report: a folder of static files that a browser opens from disk."""
 
+import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import numpy as np
 from psi_fast import store
 from psi_fast.details import Details, open_details
 from psi_fast.errors import ConfigError, InputError, StoreError
+from psi_fast.neighbours import Neighbours
 from psi_fast.progress import Progress
 from psi_fast.report.channels import channel_data
 from psi_fast.report.pictures import Pictures, locate, open_pictures
@@ -25,6 +29,8 @@ MARKER = "report.json"
 """Last file of a report; a folder that has one may be replaced by the next."""
 PATCH_BYTES, IMAGE_BYTES = 100 * 10**6, 24 * 10**6
 """What all sheets of patches and all of whole images may take."""
+LONGEST = 24 * 3600
+"""Seconds after which a temporary folder is of no build that still runs."""
 PER_FILE = 128
 """Channels whose data lie in one file, at most."""
 
@@ -36,7 +42,17 @@ class _Run:
     name: str
     details: Details
     pictures: Pictures | None
-    whole: Plan | None
+
+    @cached_property
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where its patches lie in the pictures, as `locate` tells it."""
+        assert self.pictures is not None, "places are asked for with pictures alone"
+        return locate(self.details.scores, self.pictures)
+
+    @cached_property
+    def neighbours(self) -> list[Neighbours]:
+        """Of each row of its table."""
+        return self.details.neighbours()
 
 
 def build_report(
@@ -77,15 +93,17 @@ def build_report(
         raise InputError("a report needs at least one run folder, got none")
     if len({path.resolve() for path in paths}) < len(paths):
         raise InputError(f"each run folder may be given once, got {', '.join(map(str, paths))}")
-    place = _place(paths) if out is None else Path(out)
-    _require_own(place)
+    place = (_place(paths) if out is None else Path(out)).resolve()
+    _require_own(place, paths)
     with bars.stage("runs"):
         details = [open_details(path) for path in paths]
     names, keys = keys_of(details)
     runs = [_open(name, own, images, pictures, bars) for name, own in zip(names, details, strict=True)]
     building = place.with_name(f"{store.TEMPORARY}{os.getpid()}-{place.name}")
+    made = [path for path in place.parents if not path.exists()]
     try:
         building.mkdir(parents=True)
+        _sweep(place.parent)
         _write(building, runs, keys, bars)
         _exchange(building, place)
     except OSError as error:
@@ -94,6 +112,9 @@ def build_report(
         ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        with contextlib.suppress(OSError):  # rmdir refuses a folder that holds something, such as the report
+            for path in made:
+                path.rmdir()
     return place / "index.html"
 
 
@@ -110,14 +131,32 @@ def _place(paths: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([path.resolve().parent for path in paths])) / store.REPORT
 
 
-def _require_own(place: Path) -> None:
-    """See that `place` is free for a report, or holds an earlier one."""
-    if not place.exists() or (place / MARKER).exists():
+def _require_own(place: Path, runs: Sequence[Path]) -> None:
+    """See that `place` is free for a report, or holds an earlier one, which may go; and none of the `runs`."""
+    if not place.exists():
         return
     if not place.is_dir():
         raise StoreError(f"a report is a folder, but {place} is a file; choose another place (--out)")
-    if any(place.iterdir()):
-        raise StoreError(f"{place} holds files that are no report of psi_fast; choose another folder (--out)")
+    if (inside := [run for run in runs if run.resolve().is_relative_to(place)]) or (
+        any(place.iterdir()) and not _is_report(place)
+    ):
+        held = f"the run {inside[0]}" if inside else "files that are no report of psi_fast"
+        raise StoreError(f"{place} holds {held}; choose another folder (--out)")
+
+
+def _is_report(place: Path) -> bool:
+    try:
+        about = json.loads((place / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(about, dict) and {"made", "runs"} <= about.keys()  # others have a file of this name too
+
+
+def _sweep(parent: Path) -> None:
+    """Take away what builds that were killed have left; a younger one may still be at work."""
+    for left in parent.glob(f"{store.TEMPORARY}*"):
+        if time.time() - left.stat().st_mtime > LONGEST:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _exchange(building: Path, place: Path) -> None:
@@ -131,10 +170,12 @@ def _exchange(building: Path, place: Path) -> None:
 
 def _open(name: str, details: Details, images: Any, pictures: bool, bars: Progress) -> _Run:
     if not pictures:
-        return _Run(name, details, None, None)
+        return _Run(name, details, None)
+    patches = details.scores.patches
+    assert patches is not None, "a run folder has patches"
     with bars.stage("images"):
-        found = open_pictures(details.scores.manifest, details.scores.patches, images, bars=bars)
-    return _Run(name, details, found, None)
+        found = open_pictures(details.scores.manifest, patches, images, bars=bars)
+    return _Run(name, details, found)
 
 
 def _write(folder: Path, runs: Sequence[_Run], keys: Sequence[dict[str, str]], bars: Progress) -> None:
@@ -193,7 +234,7 @@ def _layer(
     firsts = list(range(0, len(rows), PER_FILE))
     if pictures is not None:
         with bars.stage("patches"):
-            where, boxes = (found[rows] for found in locate(details.scores, pictures))
+            where, boxes = (found[rows] for found in run.places)
             patches = plan_patches(pictures, where, boxes, budget)
             _sheets(own, "patches", patches, pictures, bars)
             ranks = first_of_clusters(details.scores.labels[rows], details.scores.manifest["config"]["k_max"])
@@ -203,10 +244,9 @@ def _layer(
             places, parts = where, pictures.on_square(np.maximum(where, 0), boxes)
     shown = Shown(details, number, layer, key, f"l{place}", rows, first, firsts, places, parts, patches, strip)
     with bars.stage("channels"), bars.bar("channels", len(rows), "channel") as bar:
-        neighbours = details.neighbours()
         for i, begin in enumerate(firsts):
             part = slice(begin, firsts[i + 1] if i + 1 < len(firsts) else len(rows))
-            write_script(folder, f"l{place}/channels-{i:03d}", channel_data(shown, part, neighbours))
+            write_script(folder, f"l{place}/channels-{i:03d}", channel_data(shown, part, run.neighbours))
             bar.update(part.stop - part.start)
     return shown
 

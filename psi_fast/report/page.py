@@ -1,5 +1,6 @@
 """The report's one page of markup: what stands in it, and how it is filled in."""
 
+import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib import metadata, resources
@@ -12,6 +13,7 @@ from markupsafe import Markup
 
 from psi_fast.cache import cache_folder
 from psi_fast.details import Details
+from psi_fast.errors import StoreError
 from psi_fast.experiments.outcome import CSV, Outcome, claim_cells
 from psi_fast.report.summary import Shown
 from psi_fast.store import now, write_whole
@@ -99,12 +101,14 @@ def _vega() -> str:
     from vl_convert import javascript_bundle
 
     kept = cache_folder() / f"vega-{metadata.version('vl-convert-python')}.js"
-    if not kept.exists():
+    if kept.exists():
+        return kept.read_text(encoding="utf-8")
+    bundle = javascript_bundle()  # pyright: ignore[reportCallIssue]  # its stub asks for what may be left out
+    text = f"(() => {{\n{bundle}\n}})();\n"  # in a scope of its own, where its many names stay
+    with contextlib.suppress(OSError):  # the next report takes the seconds again
         kept.parent.mkdir(parents=True, exist_ok=True)
-        # in a scope of its own, where its many names stay
-        text = f"(() => {{\n{javascript_bundle()}\n}})();\n"
         write_whole(kept, lambda path: path.write_text(text, encoding="utf-8"))
-    return kept.read_text(encoding="utf-8")
+    return text
 
 
 def _title(runs: Sequence[Mapping[str, Any]], layers: Sequence[Shown]) -> str:
@@ -118,6 +122,8 @@ def _experiment(folder: Path, number: int, run: str, outcome: Outcome, several: 
     place = folder / "data" / f"e{number}"
     place.mkdir(parents=True)
     for name in ("figure.svg", CSV):
+        if not (outcome.folder / name).exists():
+            raise StoreError(f"the experiment in {outcome.folder} lacks {name}; remove it and run it again")
         shutil.copyfile(outcome.folder / name, place / name)
     text = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["image", "link", "autolink"])
     return {

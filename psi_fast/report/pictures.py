@@ -15,7 +15,6 @@ from psi_fast.disk_room import require_free
 from psi_fast.errors import InputError, PsiFastError
 from psi_fast.image_bank import ImageBank, held_bank, open_bank, to_square
 from psi_fast.image_set import ImageSet
-from psi_fast.image_stream import ImageStream
 from psi_fast.images import open_images
 from psi_fast.progress import Progress
 from psi_fast.scores import Scores, printable
@@ -131,14 +130,22 @@ def open_pictures(manifest: dict[str, Any], patches: pd.DataFrame, images: Any =
     # where no bank was kept, the folder is words, and nothing lies there
     places = (Path(manifest["bank"]["folder"]).parent, None)
     banks = (held_bank(found, folder=folder, side=side) for folder in places)
-    return _pictures(found, next(filter(None, banks), None), side, patches, warnings, bars)
-
-
-def pictures_of(
-    images: ImageSet, squares: ImageBank | ImageStream, patches: pd.DataFrame, *, bars: Progress
-) -> Pictures:
-    """The same of a run that has just ended, from its images and their squares."""
-    return _pictures(images, squares if isinstance(squares, ImageBank) else None, squares.side, patches, (), bars)
+    bank = next(filter(None, banks), None)
+    used = _used(found, patches)
+    names = [printable(found.names[i]) for i in used]
+    if bank is not None:
+        return Pictures(names, bank, used, warnings)
+    taken = found.take(used.tolist())
+    taken.lasting = False  # whoever wants squares kept has them in a bank of all images
+    require_free(
+        cache_folder(),
+        len(taken) * side * side * 3,
+        "the images that patches lie in, decoded, need",
+        "name another folder by PSI_FAST_CACHE",
+    )
+    with bars.stage("decoding"):
+        bank = open_bank(taken, side, side=side, progress=bars)
+    return Pictures(names, bank, np.arange(len(used)), warnings)
 
 
 def locate(scores: Scores, pictures: Pictures) -> tuple[np.ndarray, np.ndarray]:
@@ -160,32 +167,6 @@ def locate(scores: Scores, pictures: Pictures) -> tuple[np.ndarray, np.ndarray]:
     rows[row, rank] = pictures.rows(patches["image"])
     boxes[row, rank] = np.stack(patches["box"].to_list())
     return rows, boxes
-
-
-def _pictures(
-    images: ImageSet,
-    bank: ImageBank | None,
-    side: int,
-    patches: pd.DataFrame,
-    warnings: Sequence[str],
-    bars: Progress,
-) -> Pictures:
-    """The pictures of the `images` that patches lie in, from the `bank` of all, or else from one made of them alone."""
-    used = _used(images, patches)
-    names = [printable(images.names[i]) for i in used]
-    if bank is not None:
-        return Pictures(names, bank, used, warnings)
-    taken = images.take(used.tolist())
-    taken.lasting = False  # whoever wants squares kept has them in a bank of all images
-    require_free(
-        cache_folder(),
-        len(taken) * side * side * 3,
-        "the images that patches lie in, decoded, need",
-        "name another folder by PSI_FAST_CACHE",
-    )
-    with bars.stage("decoding"):
-        bank = open_bank(taken, side, side=side, progress=bars)
-    return Pictures(names, bank, np.arange(len(used)), warnings)
 
 
 def _used(images: ImageSet, patches: pd.DataFrame) -> np.ndarray:
