@@ -219,7 +219,9 @@ def demo(*, out: Path = Path("runs/demo"), progress: bool = True) -> None:
     """
     from psi_fast.demo import run_demo
     from psi_fast.present import show_report, show_scores
+    from psi_fast.report.folder import require_packages
 
+    require_packages()
     show_scores(run_demo(out, progress=progress), out)
     show_report(psi_fast.build_report(out, progress=progress))
 
