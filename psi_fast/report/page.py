@@ -73,7 +73,7 @@ def write_page(
     assets.mkdir()
     (assets / VEGA).write_text(_vega(), encoding="utf-8")
     own = resources.files("psi_fast.report") / "assets"
-    for name in ("report.css", *(f"{script}.js" for script in SCRIPTS)):
+    for name in ("report.css", "vega-license.txt", *(f"{script}.js" for script in SCRIPTS)):
         (assets / name).write_text((own / name).read_text(encoding="utf-8"), encoding="utf-8")
     several = len({name for name, _ in experiments}) > 1
     shown = [_experiment(folder, i, name, one, several) for i, (name, one) in enumerate(experiments)]
