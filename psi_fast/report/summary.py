@@ -10,7 +10,6 @@ import pandas as pd
 from psi_fast.details import Details
 from psi_fast.report.scripts import histogram, rounded
 from psi_fast.report.sheets import Plan
-from psi_fast.scores import printable
 
 BINS = 48
 LOWEST = 0.005
@@ -66,11 +65,10 @@ def keys_of(runs: Sequence[Details]) -> tuple[list[str], list[dict[str, str]]]:
     """Names of the runs, and by run the address of each layer: its name, with the run's in front where another has it too."""
     names: list[str] = []
     for run in runs:
-        number, own = 1, printable(run.name)
-        name = own
+        number, name = 1, run.name
         while name in names:
             number += 1
-            name = f"{own}-{number}"
+            name = f"{run.name}-{number}"
         names.append(name)
     layers = [layer for run in runs for layer in run.layers]
     keys = [
