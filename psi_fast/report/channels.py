@@ -39,7 +39,7 @@ def channel_data(shown: Shown, part: slice, neighbours: Sequence[Neighbours]) ->
         if shown.patches is not None and shown.places is not None and shown.boxes is not None:
             found["tile"] = shown.patches.numbers[place, rank].tolist()
             found["whole"] = shown.places[place, rank].tolist()
-            found["box"] = [rounded(box, 3) for box in shown.boxes[place, rank]]
+            found["box"] = shown.boxes[place, rank].round(3).tolist()
         channels.append(
             {
                 "patches": found,

@@ -5,7 +5,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -211,7 +212,7 @@ def _whole_images(folder: Path, number: int, run: _Run, budget: int, bars: Progr
         return None
     with bars.stage("whole images"):
         plan = plan_images(run.pictures, budget)
-        _sheets(folder / "data" / f"r{number}", "images", plan, run.pictures, bars)
+        _draw(folder / "data" / f"r{number}", {"images": plan}, run.pictures, bars)
     return plan
 
 
@@ -232,25 +233,31 @@ def _layer(
     own = folder / "data" / f"l{place}"
     patches = strip = places = parts = None
     firsts = list(range(0, len(rows), PER_FILE))
-    if pictures is not None:
-        with bars.stage("patches"):
-            where, boxes = (found[rows] for found in run.places)
-            patches = plan_patches(pictures, where, boxes, budget)
-            _sheets(own, "patches", patches, pictures, bars)
-            ranks = first_of_clusters(details.scores.labels[rows], details.scores.manifest["config"]["k_max"])
-            at = np.arange(len(rows))[:, None], np.maximum(ranks, 0)
-            strip = plan_strips(np.where(ranks >= 0, where[at], -1), boxes[at])
-            _sheets(own, "strip", strip, pictures, bars)
-            places, parts = where, pictures.on_square(np.maximum(where, 0), boxes)
-    shown = Shown(details, number, layer, key, f"l{place}", rows, first, firsts, places, parts, patches, strip)
-    with bars.stage("channels"), bars.bar("channels", len(rows), "channel") as bar:
-        for i, begin in enumerate(firsts):
-            part = slice(begin, firsts[i + 1] if i + 1 < len(firsts) else len(rows))
-            write_script(folder, f"l{place}/channels-{i:03d}", channel_data(shown, part, run.neighbours))
-            bar.update(part.stop - part.start)
+    with ThreadPoolExecutor(1) as beside:  # pictures are made while numbers are
+        drawn = None
+        if pictures is not None:
+            with bars.stage("patches"):
+                where, boxes = (found[rows] for found in run.places)
+                patches = plan_patches(pictures, where, boxes, budget)
+                ranks = first_of_clusters(details.scores.labels[rows], details.scores.manifest["config"]["k_max"])
+                at = np.arange(len(rows))[:, None], np.maximum(ranks, 0)
+                strip = plan_strips(np.where(ranks >= 0, where[at], -1), boxes[at])
+                places, parts = where, pictures.on_square(np.maximum(where, 0), boxes)
+            drawn = beside.submit(_draw, own, {"strip": strip, "patches": patches}, pictures, bars)
+        shown = Shown(details, number, layer, key, f"l{place}", rows, first, firsts, places, parts, patches, strip)
+        with bars.stage("channels"), bars.bar("channels", len(rows), "channel") as bar:
+            for i, begin in enumerate(firsts):
+                part = slice(begin, firsts[i + 1] if i + 1 < len(firsts) else len(rows))
+                write_script(folder, f"l{place}/channels-{i:03d}", channel_data(shown, part, run.neighbours))
+                bar.update(part.stop - part.start)
+        if drawn is not None:
+            with bars.stage("pictures"):
+                drawn.result()
     return shown
 
 
-def _sheets(folder: Path, name: str, plan: Plan, pictures: Pictures, bars: Progress) -> None:
+def _draw(folder: Path, plans: Mapping[str, Plan], pictures: Pictures, bars: Progress) -> None:
+    """Write the sheets of each plan under its name."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_sheets(plan, [folder / f"{name}-{i:03d}.webp" for i in range(len(plan.rows))], pictures, bars)
+    for name, plan in plans.items():
+        write_sheets(plan, [folder / f"{name}-{i:03d}.webp" for i in range(len(plan.rows))], pictures, bars)
