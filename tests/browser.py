@@ -48,6 +48,11 @@ def chromium() -> Iterator[Any]:
         opened.close()
 
 
+def attributes(place: Any, name: str) -> list[str | None]:
+    """The attribute of each element of a locator."""
+    return place.evaluate_all("(all, name) => all.map(one => one.getAttribute(name))", name)
+
+
 class Visit:
     """A report in a page of its own.
 
@@ -61,6 +66,7 @@ class Visit:
     def __init__(self, browser: Any, index: Path, size: tuple[int, int] = DESK, **options: Any) -> None:
         self.index = index
         self.faults: list[str] = []
+        self._saved: list[str] = []
         self.context = browser.new_context(viewport=dict(zip(("width", "height"), size, strict=True)), **options)
         self.context.set_default_timeout(WAIT)
         self.context.add_init_script("window.hits = []; window.hit = (name) => window.hits.push(String(name));")
@@ -71,6 +77,7 @@ class Visit:
             ("request", self._request),
             ("requestfailed", lambda request: self.faults.append(f"failed: {request.url}")),
             ("dialog", self._dialog),
+            ("download", lambda download: self._saved.append(f"failed: {download.url}")),  # it ends as a request
         ):
             self.page.on(event, watch)
 
@@ -93,7 +100,7 @@ class Visit:
 
     def settled(self) -> "Visit":
         """Wait until the page of the current address is complete."""
-        self.page.wait_for_function("document.documentElement.dataset.ready === (location.hash || '#')")
+        self.until("document.documentElement.dataset.ready === (location.hash || '#')")
         return self
 
     def reload(self) -> "Visit":
@@ -106,7 +113,7 @@ class Visit:
 
     def asks(self, hash_: str) -> "Visit":
         """Wait until the address is `hash_`, and its page complete."""
-        self.page.wait_for_function("hash => location.hash === hash", arg=hash_)
+        self.until("hash => location.hash === hash", hash_)
         return self.settled()
 
     def press(self, *keys: str) -> "Visit":
@@ -128,6 +135,18 @@ class Visit:
     def run(self, script: str, argument: Any = None) -> Any:
         return self.page.evaluate(script, argument)
 
+    def attributes(self, selector: str, name: str) -> list[str | None]:
+        """The attribute of each of the elements."""
+        return attributes(self.find(selector), name)
+
+    def rows(self, selector: str) -> list[list[str]]:
+        """Texts of the cells of each of the rows."""
+        return self.find(selector).evaluate_all("all => all.map(one => [...one.cells].map(cell => cell.textContent))")
+
+    def until(self, script: str, argument: Any = None) -> None:
+        """Wait until an expression, or a function of `argument`, is true."""
+        self.page.wait_for_function(script, arg=argument)
+
     def style(self, selector: str, name: str) -> str:
         return self.run("([where, name]) => getComputedStyle(document.querySelector(where))[name]", [selector, name])
 
@@ -139,7 +158,7 @@ class Visit:
         """Close the page, which must have gone without faults."""
         hits = self.run("window.hits")
         self.context.close()
-        assert not self.faults
+        assert not [fault for fault in self.faults if fault not in self._saved]
         assert not hits, "names from data ran as scripts"
 
 

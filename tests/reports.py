@@ -22,9 +22,10 @@ from psi_fast.report.folder import build_report
 CHANNELS = 60
 """More than the table shows at once."""
 DEAD = 1
+IMAGES = 60
 SWAPPED = 4
 """Channels that patches are swapped for."""
-CONFIG = replace(tiny.CONFIG, draws=29)
+CONFIG = replace(tiny.CONFIG, top_k=40, draws=29)
 CONCEPTS = ("red", "=green", 'dark, "very" dark', "deep blue", "light")
 ATTACKS = (
     "<script>hit('script')</script>",
@@ -40,7 +41,7 @@ ATTACKS = (
 )
 """Names that are markup, a formula, a script or long; a page that runs one calls `hit`."""
 LAYER_NAME = "<img src=x onerror=hit('layer')> \"q' `${hit(2)}` 50%/3?a#b"
-RUN_NAME = "<img src=x onerror=hit('run')> 'q' \"`${hit(3)}` =1 \u05e9\U0001f436"
+RUN_NAME = "=1 <img src=x onerror=hit('run')> 'q' \"`${hit(3)}` =1 \u05e9\U0001f436"
 
 
 def wide_network(name="tiny"):
@@ -56,7 +57,7 @@ def hostile_network():
 
 def hostile_images():
     """Pictures whose names and classes are attacks."""
-    names = [f"{attack}{i}.png" for i in range(4) for attack in ATTACKS]
+    names = [f"{attack}{i}.png" for i in range(IMAGES // len(ATTACKS)) for attack in ATTACKS]
     return ImageSet(
         names, lambda name: tiny.picture(names.index(name)), names,
         labels=[i % len(ATTACKS) for i in range(len(names))], class_names=list(ATTACKS),
@@ -85,7 +86,7 @@ class Built:
 def runs(tmp_path_factory) -> list[Path]:
     """Two runs of one layer; the first has the experiments separation and patch-swap."""
     root = tmp_path_factory.mktemp("report")
-    images, folders = tiny.write_pictures(root / "pictures", 40), [root / "first", root / "second"]
+    images, folders = tiny.write_pictures(root / "pictures", IMAGES), [root / "first", root / "second"]
     for seed, folder in enumerate(folders):
         encoder = tiny.TinyEncoder(names=CONCEPTS)
         tiny.score(wide_network(), "3", images, encoder=encoder, config=replace(CONFIG, seed=seed), out=folder)

@@ -78,7 +78,7 @@ def test_heads_sort(visit, single, head):
     for turn in range(2):
         before = own.run("location.hash")
         button.click()
-        own.page.wait_for_function("before => location.hash !== before", arg=before)
+        own.until("before => location.hash !== before", before)
         own.settled()
         falling = (head in ("channel", "q", "PSI")) == bool(turn)  # PSI is sorted by already
         marked = own.find("#channels th[aria-sort]")
@@ -101,7 +101,7 @@ def test_a_name_without_a_place_of_its_own_sorts_too(visit, single):
 def test_search_by_concept(visit, single, words):
     own = visit(single.index).go("channels")
     own.page.get_by_label("Concept, layer or channel").fill(words)
-    own.page.wait_for_function("location.hash.includes('search=')")
+    own.until("location.hash.includes('search=')")
     own.settled()
     wanted = words.lower().split()
     chosen = single.table["concepts"].map(lambda names: all(any(word in name for name in names) for word in wanted))
@@ -114,9 +114,7 @@ def test_search_by_number_and_by_address(visit, single):
     own = visit(single.index).go("channels")
     for words, numbers in (("3/57", {57}), ("57", {57}), ("/5", {5, *range(50, 60)})):
         own.find("#filter-search").fill(words)
-        own.page.wait_for_function(
-            "words => new URLSearchParams(location.hash.split('?')[1]).get('search') === words", arg=words
-        )
+        own.until("words => new URLSearchParams(location.hash.split('?')[1]).get('search') === words", words)
         own.settled()
         assert set(shown(own)) == numbers
 
@@ -139,7 +137,7 @@ def choose(own, name, value):
         field.blur()
     else:
         field.select_option(value)
-    own.page.wait_for_function("wanted => location.hash.includes(wanted)", arg=f"{name}={value}")
+    own.until("wanted => location.hash.includes(wanted)", f"{name}={value}")
     own.settled()
 
 
@@ -159,9 +157,9 @@ def test_filters_together_stay_in_the_address_until_they_are_cleared(visit, sing
     for name, value in (("k", "2"), ("significant", "1"), ("random", "30")):
         choose(own, name, value)
     own.find("#filter-search").fill("light")
-    own.page.wait_for_function("location.hash.includes('search=light')")
+    own.until("location.hash.includes('search=light')")
     own.page.get_by_role("button", name="k", exact=True).click()
-    own.page.wait_for_function("location.hash.includes('sort=k')")
+    own.until("location.hash.includes('sort=k')")
     own.settled()
     chosen = (table["k"] == 2) & (table["q"] < 0.05) & (table["random_percentile"] >= 30)
     chosen &= table["concepts"].map(lambda names: "light" in names)

@@ -25,29 +25,32 @@ psiFast.charts = (() => {
   // Let the page answer its reader between two charts.
   const pause = () => new Promise((resolve) => setTimeout(resolve));
 
+  // What a chart is drawn for: with all this as it was, it need not be drawn again.
+  const stateOf = (place, about) => [about, place.clientWidth, psiFast.theme.dark()].join();
+
   // Draw `make(width)` into `place`, unless it is there already or out of sight; `about` is what a reader who cannot see it is told.
   async function draw(place, make, about, renderer = "svg") {
     await pause();
     await psiFast.script("assets/vega.js"); // a megabyte that table and patches need not wait for
     if (!place.clientWidth) return;
-    const state = [about, place.clientWidth, psiFast.theme.dark()].join();
-    if (drawn.some((one) => one.place === place && one.state === state)) return;
+    if (drawn.some((one) => one.place === place && one.state === stateOf(place, about))) return;
     for (let i = drawn.length - 1; i >= 0; i -= 1) {
       if (drawn[i].place === place || !drawn[i].place.isConnected) drawn.splice(i, 1)[0].view?.finalize();
     }
-    const entry = { place, make, about, renderer, state, view: null };
+    const entry = { place, make, about, renderer, view: null };
     drawn.push(entry);
     await paint(entry);
   }
 
   async function paint(entry) {
     const width = Math.max(120, entry.place.clientWidth);
+    entry.state = stateOf(entry.place, entry.about);
     const spec = { $schema: "https://vega.github.io/schema/vega-lite/v6.json", description: entry.about, ...entry.make(width) };
     const options = { actions: false, renderer: entry.renderer, config: look(), mode: "vega-lite", hover: false };
     entry.view?.finalize();
-    entry.place.setAttribute("role", "img");
-    entry.place.setAttribute("aria-label", entry.about);
     entry.view = (await window.vegaEmbed(entry.place, spec, options)).view;
+    entry.place.setAttribute("role", "img"); // one picture with one text, not a hundred marks
+    entry.place.setAttribute("aria-label", entry.about);
   }
 
   async function redraw() {
@@ -179,7 +182,8 @@ psiFast.charts = (() => {
         x: axis("x", 0), y: axis("y", 1),
         color: { field: "cluster", type: "nominal", title: "cluster", scale: { domain: names, range: names.map((name) => colour(name - 1)) } },
         shape: { field: "cluster", type: "nominal", title: "cluster", scale: { domain: names } },
-        tooltip: [{ field: "rank" }, { field: "cluster" }, { field: "label" }, { field: "image" }],
+        // not titled "image": Vega would show what such a field names
+        tooltip: [{ field: "rank" }, { field: "cluster" }, { field: "label", title: "class" }, { field: "image", title: "image name" }],
       },
     };
   }
@@ -218,7 +222,7 @@ psiFast.charts = (() => {
       width: side, height: side * 0.8, autosize: fit, data: { values },
       mark: { type: "point", filled: true, size: 18, opacity: 0.5, color: colours()[0] },
       encoding: { x: axis("a", `rank in ${names[0]} (1: most polysemantic)`), y: axis("b", `rank in ${names[1]}`),
-        tooltip: [{ field: "channel" }, { field: "a", title: names[0] }, { field: "b", title: names[1] }] },
+        tooltip: [{ field: "channel" }, { field: "a", title: `rank in ${names[0]}` }, { field: "b", title: `rank in ${names[1]}` }] },
     };
   }
 

@@ -22,13 +22,14 @@
   }
 
   async function route() {
+    const hash = location.hash;
     psiFast.channel.close();
     place("problem").hidden = true;
     try {
       const [index, table] = await Promise.all([load("index"), load("table")]);
       const asked = address.read();
       if (asked.layer !== undefined) await channel(index, table, asked);
-      else if (!place(asked.page)) throw new Error(`There is no page "${asked.page}" in this report.`);
+      else if (!PAGES.includes(asked.page) || !place(asked.page) || asked.page === "channel") throw new Error(`There is no page "${asked.page}" in this report.`);
       else {
         open(asked.page);
         document.title = `${asked.page} – psi_fast`;
@@ -38,10 +39,10 @@
         psiFast.opened();
         if (asked.page === "experiments" && asked.rest) place(`experiment-${asked.rest}`)?.scrollIntoView();
       }
-      document.documentElement.dataset.ready = location.hash || "#";
     } catch (error) {
       fail(error);
     }
+    if (hash === location.hash) document.documentElement.dataset.ready = hash || "#"; // else the reader went on meanwhile
   }
 
   async function channel(index, table, asked) {
@@ -53,6 +54,15 @@
     await psiFast.channel.show(index, table, row);
   }
 
+  // The field that searches, with the filters as they are where its page is open already.
+  async function search() {
+    if (place("channels").hidden) {
+      history.pushState(null, "", address.page("channels"));
+      await route();
+    }
+    place("filter-search").focus();
+  }
+
   // Arrow keys: the next and the previous channel, unless a field wants them.
   function key(event) {
     if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
@@ -60,8 +70,7 @@
     if (event.target.closest("input, select, textarea")) return;
     if (event.key === "/") {
       event.preventDefault();
-      location.hash = address.page("channels");
-      setTimeout(() => place("filter-search").focus());
+      search();
     }
     if (place("channel").hidden) return;
     if (event.key === "ArrowLeft") psiFast.channel.step(-1);
