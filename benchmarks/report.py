@@ -8,12 +8,16 @@ has other patches; the encoder is a random projection of the crops' pixels. Scor
 
 import json
 import resource
+import shutil
+import statistics
 import sys
 import time
 from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any, Self
 from unittest.mock import patch
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import torch
 from harness import say
@@ -113,6 +117,44 @@ def build(run: Path, images: Path) -> dict[str, Any]:
     return {"index": str(index), "seconds": seconds, "bytes": sizes(index.parent)}
 
 
+def visit(index: Path, channels: int, times: int = 3) -> dict[str, Any]:
+    """What a reader waits for in a browser, each the median of `times` new tabs: seconds until there is something to read and
+    the page answers (`opened`), and until all charts are drawn (`drawn`); and the bytes of what the first page loads.
+
+    Empty where no browser is on the PATH.
+    """
+    from playwright.sync_api import sync_playwright
+
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        return {}
+    own = json.loads((index.parent / "data" / "index.js").read_text().partition(",")[2].rpartition(")")[0])["layers"][0]
+    pages = {"overview": "#overview", "table": "#channels", "channel": f"#{own['key']}/{channels // 2}"}
+    found: dict[str, Any] = {}
+    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=browser, args=options) as chromium:
+        chromium.new_page().goto("about:blank")  # its own start is nobody's wait for a report
+        for name, address in pages.items():
+            taken = [_visited(chromium, index, address) for _ in range(times)]
+            found |= {f"{name} {key}": statistics.median(one[key] for one in taken) for key in ("opened", "drawn")}
+            found[f"{name} bytes"] = taken[0]["bytes"]
+    return found
+
+
+def _visited(chromium: Any, index: Path, address: str) -> dict[str, float]:
+    """Seconds and bytes of one page in a tab of its own."""
+    with chromium.new_context(viewport={"width": 1280, "height": 900}) as context:
+        page, loaded = context.new_page(), set()
+        page.on("request", lambda request: loaded.add(request.url.partition("#")[0]))
+        start, found = time.perf_counter(), {}
+        page.goto(f"{index.resolve().as_uri()}{address}")
+        for key in ("opened", "ready"):
+            page.wait_for_function(f"document.documentElement.dataset.{key} === {json.dumps(address)}", timeout=60_000)
+            found["drawn" if key == "ready" else key] = round(time.perf_counter() - start, 3)
+        files = [Path(url2pathname(urlparse(url).path)) for url in loaded if url.startswith("file:")]
+        return found | {"bytes": sum(path.stat().st_size for path in files)}
+
+
 def sizes(report: Path) -> dict[str, int]:
     """Bytes of a report's files by kind: sheets and data by their names without numbers, the rest by its ending."""
     found: Counter[str] = Counter()
@@ -141,6 +183,7 @@ def main(given: list[str] | None = None) -> None:
         "distinct": scores.manifest["distinct_crops"],
     }
     found |= build(options.run, options.images)
+    found["browser"] = visit(Path(found["index"]), options.channels)
     # of this process, which has only read the run where that was there before
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 2**20)
     found["peak_memory_mib"] = round(peak)

@@ -1,6 +1,7 @@
 """The benchmark of a report: its channels have patches of their own, and all files of the report are counted."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -33,3 +34,9 @@ def test_the_run_is_made_once_and_its_report_measured(tmp_path, capsys):
     assert {"patches.webp", "strip.webp", "images.webp", "channels.js"} <= set(kinds)
     assert found["seconds"]["all"] >= found["seconds"]["patches"] > 0
     assert found["peak_memory_mib"] > 50
+    seen = found["browser"]
+    if seen or os.environ.get("CI"):  # a machine may have no browser, but never the one that decides
+        for page in ("overview", "table", "channel"):
+            assert 0 < seen[f"{page} opened"] <= seen[f"{page} drawn"]
+        assert kinds[".html"] < seen["table bytes"] < seen["overview bytes"]  # which draws charts
+        assert seen["channel bytes"] > kinds["patches.webp"]
