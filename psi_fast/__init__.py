@@ -1,6 +1,7 @@
 """Calibrated polysemanticity scores for every channel of a vision network."""
 
 from psi_fast.api import score, score_embeddings
+from psi_fast.batch import run_jobs
 from psi_fast.config import PSIConfig
 from psi_fast.errors import PsiFastError
 from psi_fast.networks import Network
@@ -17,6 +18,7 @@ __all__ = [
     "Scores",
     "build_report",
     "load",
+    "run_jobs",
     "score",
     "score_embeddings",
 ]

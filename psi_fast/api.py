@@ -1,5 +1,6 @@
 """score() and score_embeddings(): the stages in order."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from psi_fast.peer_scores import scaled
 from psi_fast.pipeline import Inputs, Tensors, run
 from psi_fast.progress import Progress
 from psi_fast.scores import Scores
+from psi_fast.shelf import Shelf
 from psi_fast.subject import open_subject
 from psi_fast.validation import (
     read_activations,
@@ -45,11 +47,12 @@ def score(
     channels: slice | Sequence[int] | None = None,
     device: str = "auto",
     out: str | Path | None = None,
-    progress: bool = True,
+    progress: bool | Progress = True,
     max_images: int | None = None,
     skip_unreadable: bool = False,
     bank: str | Path | None = None,
     bank_side: int | None = None,
+    share: str | Path | None = None,
 ) -> Scores:
     """Calibrated polysemanticity scores of a layer's channels, from images.
 
@@ -79,7 +82,7 @@ def score(
     out : path, optional
         Run folder to write. One that holds this very run is read instead of computed again.
     progress : bool
-        Show progress on stderr: bars where it is a terminal, else a line a stage.
+        Show progress on stderr: bars where it is a terminal, else a line a stage. Or a Progress to tell.
     max_images : int, optional
         Use an evenly spread subset of so many images, drawn by the seed.
     skip_unreadable : bool
@@ -91,6 +94,9 @@ def score(
     bank_side : int, optional
         Side in px that the images' centre squares are kept at; None is what network and encoder resize to, or less
         where the images are smaller.
+    share : path, optional
+        Folder that keeps mined patches and embeddings for other runs, which take from it what they have in common. A run
+        with `out` keeps them in there by itself while it is unfinished, and goes on from them when it was cut short.
 
     Returns
     -------
@@ -101,7 +107,7 @@ def score(
     PsiFastError
         One line saying what was expected, what came and what to do.
     """
-    bars = Progress(progress)
+    bars = progress if isinstance(progress, Progress) else Progress(progress)
     folder = None if out is None else Path(out)
     if folder is not None:
         store.require_own(folder)
@@ -143,13 +149,17 @@ def score(
         with bars.stage("decoding"):
             squares = subject.squares(bars)
         see_room()  # a bank on the same disk has taken its share by now
-        return run(Inputs(subject, squares, text, said), about, bars)
+        return run(Inputs(subject, squares, text, said, shelf), about, bars)
 
+    shelf = None if share is None else Shelf(Path(share))
     if folder is None:
         return from_images()[0]
+    unfinished = folder / store.UNFINISHED
+    shelf = shelf or Shelf(unfinished)
     with store.reserved(folder):
         scores, embedded, distributions = from_images()
         store.save(folder, scores, embedded, text.names, distributions)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return scores
 
 

@@ -16,7 +16,7 @@ from psi_fast.config import PSIConfig, naming, read_toml
 from psi_fast.environment import keep_freed_memory
 from psi_fast.errors import ConfigError, ModelError, PsiFastError, nearest
 from psi_fast.flags import read_flags
-from psi_fast.job import Job, check_input
+from psi_fast.job import Job, check_values
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,6 +37,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             from psi_fast.figures.commands import figure_commands
 
             commands, prog, about = figure_commands(), "psi-fast figure", inspect.getdoc(figure)
+            arguments = arguments[1:]
+        elif arguments[:1] == ["jobs"]:
+            from psi_fast.batch_commands import batch_commands
+
+            commands, prog, about = batch_commands(), "psi-fast jobs", inspect.getdoc(jobs)
             arguments = arguments[1:]
         elif arguments[:1] == ["score"]:
             arguments = _with_defaults(arguments)
@@ -73,15 +78,8 @@ def _with_defaults(arguments: list[str]) -> list[str]:
 def _from_file(path: str) -> dict[str, Any]:
     """What a TOML file says of a job, checked."""
     values = read_toml(path)
-    settings = list(PSIConfig().to_dict())
-    names = [*Job.inputs(), *settings]
     with naming(path):
-        for name, value in values.items():
-            if name not in names:
-                raise ConfigError(f"unknown setting {name!r}{nearest(name, names)}; see `psi-fast score --help`")
-            if name not in settings:
-                check_input(name, value)
-        PSIConfig.from_dict({name: value for name, value in values.items() if name in settings})
+        check_values(values)
     return values
 
 
@@ -145,6 +143,14 @@ def experiment() -> None:
     A table, a figure, a page of text and numbers with intervals and tests go to OUT/experiments/NAME. What experiments share,
     mined patches, embeddings and scores, goes to OUT/shared and is not computed again. `psi-fast experiment NAME --help` has
     the options of one.
+    """
+
+
+def jobs() -> None:
+    """Run a file of jobs, such as all combinations of networks, layers and seeds, into one folder; exit code 1 if one failed.
+
+    What jobs have in common is computed once. `psi-fast jobs run FILE` runs those that have not ended, `status` shows how far
+    they are, `retry` runs the failed ones again. The scores of all lie in `results.parquet`.
     """
 
 
@@ -235,6 +241,7 @@ def env() -> None:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "score": score,
+    "jobs": jobs,
     "experiment": experiment,
     "layers": layers,
     "show": show,

@@ -21,6 +21,7 @@ from psi_fast.cache import cache_folder
 from psi_fast.disk_room import require_free
 from psi_fast.errors import ConfigError, PsiFastError, StoreError
 from psi_fast.image_set import ImageSet, to_rgb
+from psi_fast.locks import lock
 from psi_fast.prefetch import prefetch
 from psi_fast.progress import Progress
 from psi_fast.store import fingerprint
@@ -34,11 +35,6 @@ PROBED = 64
 MAX_SIDE = 4096
 RESIDENT_SHARE = 0.5
 """Of a GPU's free memory, what a bank may take; a larger one is read from disk batch by batch."""
-
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing tells folders of killed runs from those in use
-    fcntl = None
 
 Rows = TypeVar("Rows", slice, np.ndarray)
 
@@ -158,14 +154,14 @@ def open_bank(
     if bank is not None:
         return bank
     place = root / identity[:20]
-    with _built(root, place, images.lasting) as (building, final, lock):
+    with _built(root, place, images.lasting) as (building, final, held):
         _decode(images, side, building, progress)
         (building / ABOUT).write_text(json.dumps({"format": FORMAT, "identity": identity}), encoding="utf-8")
     bank = _held(final, identity, len(images), side)
     if bank is None:
         raise StoreError(f"the decoded images in {final} do not read back; is another program writing there?")
     if not images.lasting:
-        weakref.finalize(bank, _discard, final, lock)
+        weakref.finalize(bank, _discard, final, held)
     return bank
 
 
@@ -305,19 +301,19 @@ def _built(root: Path, place: Path, lasting: bool) -> Iterator[tuple[Path, Path,
     """
     with _writing(root), _only_one(root):
         building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=root))
-        lock = _lock(building)
+        held = lock(building)
     final = place if lasting else building
     try:
         with _writing(root):
-            yield building, final, lock
+            yield building, final, held
             if lasting:
                 shutil.rmtree(place, ignore_errors=True)  # one that is not whole, or of another version
                 building.rename(place)
     except BaseException:
-        _discard(building, lock)
+        _discard(building, held)
         raise
-    if lasting and lock is not None:
-        os.close(lock)
+    if lasting and held is not None:
+        os.close(held)
 
 
 @contextmanager
@@ -336,38 +332,19 @@ def _sweep(root: Path) -> None:
     """Take away the folders of killed runs: those that no process holds a lock on."""
     with _only_one(root) as alone:
         for left in root.glob(f"{BUILDING}*") if alone else ():
-            if (lock := _lock(left)) is not None:
-                _discard(left, lock)
+            if (held := lock(left)) is not None:
+                _discard(left, held)
 
 
 @contextmanager
 def _only_one(root: Path) -> Iterator[bool]:
     """Only one process at a time is here, so that a new folder is not swept before it is locked; whether that is sure."""
-    lock = _lock(root, wait=True)
+    held = lock(root, wait=True)
     try:
-        yield lock is not None
+        yield held is not None
     finally:
-        if lock is not None:
-            os.close(lock)
-
-
-def _lock(folder: Path, *, wait: bool = False) -> int | None:
-    """A lock on a folder: a descriptor, whose end gives it up, as that of the process does.
-
-    None where another process has it, or the file system knows no such locks.
-    """
-    if fcntl is None:
-        return None
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # gone meanwhile, or another user's
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+        if held is not None:
+            os.close(held)
 
 
 def _discard(folder: Path, lock: int | None) -> None:

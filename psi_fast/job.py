@@ -1,6 +1,7 @@
 """What the commands that work on a network and images take: one definition of every option, for flags and TOML files."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -8,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 from psi_fast.config import PSIConfig
-from psi_fast.errors import ConfigError
+from psi_fast.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,8 @@ class Job:
     when they are needed (./stream is a folder of that name)."""
     bank_side: int | None = None
     """Side in px that images are kept at; default: what network and encoder resize to, at most."""
+    share: str | None = None
+    """Folder that keeps mined patches and embeddings for other runs, which take from it what they have in common."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
     progress: bool = True
@@ -63,7 +66,7 @@ class Job:
         """Positional and keyword arguments of `psi_fast.score` and `Study`."""
         given = {name: getattr(self, name) for name in self.inputs()}
         first = tuple(given.pop(name) for name in ("network", "layer", "images"))
-        return first, given | {"config": self.settings, "channels": _channel_slice(self.channels)}
+        return first, given | {"config": self.settings, "channels": channel_slice(self.channels)}
 
 
 def check_input(name: str, value: Any) -> None:
@@ -85,10 +88,23 @@ def check_input(name: str, value: Any) -> None:
         raise ConfigError(f"{name} must be {wanted}, got {value!r}")
 
 
-def _channel_slice(text: str | None) -> slice | None:
+def check_values(values: Mapping[str, Any]) -> None:
+    """Refuse what a TOML file says of a job that is no input and no setting, or has a value that does not fit."""
+    settings = list(PSIConfig().to_dict())
+    names = [*Job.inputs(), *settings]
+    for name, value in values.items():
+        if name not in names:
+            raise ConfigError(f"unknown setting {name!r}{nearest(name, names)}; see `psi-fast score --help`")
+        if name not in settings:
+            check_input(name, value)
+    PSIConfig.from_dict({name: value for name, value in values.items() if name in settings})
+
+
+def channel_slice(text: str | int | None) -> slice | None:
+    """The channels that "first:stop", or a number for one of them, stands for."""
     if text is None:
         return None
-    first, colon, stop = text.partition(":")
+    first, colon, stop = str(text).partition(":")
     try:
         return (
             slice(int(first) if first else None, int(stop) if stop else None)

@@ -1,7 +1,7 @@
 """Images + network -> TopPatches: each channel's largest activations, one pass over the images."""
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -18,6 +18,7 @@ from psi_fast.networks import Network
 from psi_fast.peer_scores import scaled, selectivity_index
 from psi_fast.progress import Progress
 from psi_fast.results import KEPT_IMAGES, TopPatches
+from psi_fast.shelf import Unfinished
 from psi_fast_kernels._backend import offered
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels.philox import uint32
@@ -34,6 +35,7 @@ def mine(
     progress: Progress,
     pace: Pace | None = None,
     labels: np.ndarray | None = None,
+    unfinished: Unfinished | None = None,
 ) -> list[TopPatches]:
     """The top_k patches of each layer's channels (ids [C] int64), per image the `per_image` largest positions.
 
@@ -41,7 +43,7 @@ def mine(
     which `class_selectivity` is told from. Values are compared in float32 and
     ordered by value descending, image ascending, position ascending, so neither the batch size nor the device decides a
     tie. With `band`, images drawn from that quantile range of the channel's own per-image maxima take the place of the
-    very top.
+    very top. A pass that left its state in `unfinished` goes on from there, to the same bits.
 
     Raises
     ------
@@ -54,11 +56,24 @@ def mine(
         _Ranking(ids, names, config, tap.positions, tap.device, _asked(tap, ids), labels)
         for tap, ids in zip(taps, channels, strict=True)
     ]
+    done, held = unfinished.read() if unfinished else (0, {})
+    if done:
+        for row, ranking in enumerate(rankings):
+            ranking.go_on(
+                done, {name.partition(" ")[2]: own for name, own in held.items() if name.startswith(f"{row} ")}
+            )
+
+    def state() -> dict[str, torch.Tensor]:
+        return {f"{row} {name}": own for row, ranking in enumerate(rankings) for name, own in ranking.state().items()}
+
     with progress.bar("mining", len(bank), "img") as bar:
-        for first, layers in activations(taps, network, bank, range(len(bank)), config.batch_size, pace):
+        bar.update(done)
+        for first, layers in activations(taps, network, bank, range(done, len(bank)), config.batch_size, pace):
             for ranking, own in zip(rankings, layers, strict=True):
                 ranking.add(own, first)
             bar.update(len(layers[0]))
+            if unfinished:
+                unfinished.write(first + len(layers[0]), state)
     return [ranking.result() for ranking in rankings]
 
 
@@ -115,6 +130,8 @@ def _asked(tap: ActivationTap, channels: np.ndarray) -> torch.Tensor | None:
     return torch.as_tensor(channels, device=tap.device)
 
 
+STATE = ("low", "high", "least", "sums", "sample")
+"""What a ranking holds beside its top patches."""
 UPPER_5_PERCENT = 1.6449  # of a normal distribution
 SAME = 1e-7  # relative deviation below which maxima are equal but for rounding
 
@@ -173,6 +190,30 @@ class _Ranking:
         rows = torch.from_numpy(self._sampled[start:stop] - first).to(maxima.device)
         self._sample[:, start:stop] = extremes.maxima[rows].T
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that is held of the images so far, for `go_on`."""
+        found = {name: getattr(self, f"_{name}") for name in STATE}
+        found |= {f"top {name}": own for name, own in self._top._asdict().items()}
+        if self._by_class is not None:
+            found["by class"] = self._by_class.sums
+        if self._held:
+            found |= {
+                f"held {name}": torch.cat([getattr(own, name) for own in self._held]) for name in Extremes._fields
+            }
+        return found
+
+    def go_on(self, count: int, state: Mapping[str, torch.Tensor]) -> None:
+        """Take up the `state` of another ranking after its first `count` images."""
+        held = {name: own.to(self._low.device) for name, own in state.items()}
+        self._count = count
+        for name in STATE:
+            setattr(self, f"_{name}", held[name])
+        self._top = TopK(*(held[f"top {name}"] for name in TopK._fields))
+        if self._by_class is not None:
+            self._by_class.sums = held["by class"]
+        if self._config.band:
+            self._held = [Extremes(*(held[f"held {name}"] for name in Extremes._fields))]
+
     def result(self) -> TopPatches:
         top = _draw_band(self._held, self._channels, self._config) if self._config.band else self._top
         values, found, positions = (part.cpu().numpy() for part in top)
@@ -213,15 +254,15 @@ class _ByClass:
         """labels : [N] int64 of all images to come; like : [..., C] of the sums' type, on their device."""
         classes, labels = np.unique(labels, return_inverse=True)
         self._labels = torch.from_numpy(labels).to(like.device)
-        self._sums = like.new_zeros(len(classes), like.shape[-1])
+        self.sums = like.new_zeros(len(classes), like.shape[-1])
 
     def add(self, maxima: torch.Tensor, first: int) -> None:
         """The maxima [B, C] of the images from `first` on."""
-        self._sums.index_add_(0, self._labels[first : first + len(maxima)], maxima.clamp(min=0))
+        self.sums.index_add_(0, self._labels[first : first + len(maxima)], maxima.clamp(min=0))
 
     def index(self) -> np.ndarray:
         """Class selectivity [C] float32."""
-        return selectivity_index(self._sums, self._labels.bincount())
+        return selectivity_index(self.sums, self._labels.bincount())
 
 
 def check_finite(extremes: Extremes, names: Sequence[str], first: int, channels: np.ndarray) -> None:

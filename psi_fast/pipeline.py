@@ -1,6 +1,6 @@
 """Network, images and encoder -> scores: where channels are most active, what lies there, and the scores, layer by layer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 
 from psi_fast.activation_tap import ActivationTap
-from psi_fast.crops import distinct_crops, embed, lost_detail
-from psi_fast.encoders import AnyPrecision, Encoder
+from psi_fast.crops import distinct_crops, lost_detail
+from psi_fast.embedding import embedded_crops, shelved_crops
 from psi_fast.environment import device_info, versions
 from psi_fast.errors import NotFiniteError
 from psi_fast.evaluation import Background, Evaluation, evaluate
@@ -22,9 +22,12 @@ from psi_fast.progress import Progress
 from psi_fast.receptive_field import Field, boxes, measure_field
 from psi_fast.results import COMPONENTS, KEPT_DRAWS, Bank, PatchEmbeddings, TopPatches
 from psi_fast.scores import Scores, cautions, patch_table
+from psi_fast.shelf import Shelf
 from psi_fast.store import now
 from psi_fast.subject import Subject
 
+OF_MINING = ("top_k", "per_image", "band")
+"""Settings that decide the top patches; the seed does where they are drawn from a band."""
 RANDOM_POOL = 1000
 """Random patches embedded for the random-patch channels of each layer."""
 PROBE_IMAGES = 8
@@ -36,12 +39,14 @@ class Inputs:
     """A run's subject, its decoded images and its concepts.
 
     text_warnings : what a reader of the results must know about the concepts' embeddings
+    shelf : where patches and embeddings are kept, for other runs or for this one when it is cut short; None: nowhere
     """
 
     subject: Subject
     bank: ImageBank | ImageStream
     text: Bank
     text_warnings: Sequence[str]
+    shelf: Shelf | None = None
 
 
 @dataclass(frozen=True)
@@ -147,38 +152,55 @@ def _mined(inputs: Inputs, bars: Progress, retried: list[str]) -> tuple[list[Top
     A network that leaves the range of a half precision runs again in float32.
     """
     own = inputs.subject
-    arguments = (own.taps, own.network, inputs.bank, own.images.names, own.channels, own.config, bars)
     try:
-        return mine(*arguments, own.pace, own.images.labels), own.pace
+        return _mined_at(own.pace, inputs, bars), own.pace
     except NotFiniteError as error:
         if own.pace.dtype == torch.float32:
             raise
         retried.append(f"the network ran again in float32, because in {name_of(own.pace.dtype)}: {error}")
     pace = replace(own.pace, dtype=torch.float32)
-    return mine(*arguments, pace, own.images.labels), pace
+    return _mined_at(pace, inputs, bars), pace
 
 
-def embedded_crops(
-    crops: np.ndarray,
-    bank: ImageBank | ImageStream,
-    subject: Subject,
-    encoder: Encoder,
-    bars: Progress,
-    retried: list[str],
-) -> torch.Tensor:
-    """Embeddings [U, d] as of `embed`; an encoder that leaves the range of a half precision runs again in float32.
+def _mined_at(pace: Pace, inputs: Inputs, bars: Progress) -> list[TopPatches]:
+    """The top patches as the shelf has them, or mined now; a pass that was cut short goes on."""
+    own, shelf = inputs.subject, inputs.shelf
+    arguments = (
+        own.taps,
+        own.network,
+        inputs.bank,
+        own.images.names,
+        own.channels,
+        own.config,
+        bars,
+        pace,
+        own.images.labels,
+    )
+    if shelf is None:
+        return mine(*arguments)
+    about = {
+        **{name: own.fingerprints[name] for name in ("network", "images", "code", "device")},
+        "side": inputs.bank.side,
+        "layers": [(tap.layer, ids.tolist()) for tap, ids in zip(own.taps, own.channels, strict=True)],
+        "pace": str(pace),
+        "config": {name: own.config.to_dict()[name] for name in OF_MINING}
+        | {"seed": own.config.band and own.config.seed},
+    }
+    unfinished = shelf.unfinished("tops", about)
 
-    What a reader must know of that is added to `retried`.
-    """
-    arguments = (bank, subject.images.names, encoder, subject.device, subject.config, bars)
-    try:
-        return embed(crops, *arguments)
-    except NotFiniteError as error:
-        if not isinstance(encoder, AnyPrecision) or encoder.precision == name_of(torch.float32):
-            raise
-        retried.append(f"the encoder ran again in float32, because in {encoder.precision}: {error}")
-        encoder.at_precision(torch.float32)
-    return embed(crops, *arguments)
+    def make() -> dict[str, torch.Tensor]:
+        found = mine(*arguments, unfinished)
+        return {
+            f"{i} {name}": torch.as_tensor(value) for i, top in enumerate(found) for name, value in vars(top).items()
+        }
+
+    held = shelf.tensors("tops", about, make)
+    unfinished.remove()
+    return [_top({name: held[f"{i} {name}"] for name in TopPatches.__dataclass_fields__}) for i in range(len(own.taps))]
+
+
+def _top(held: Mapping[str, torch.Tensor]) -> TopPatches:
+    return TopPatches(**{name: own if name == "image_maxima" else own.numpy() for name, own in held.items()})
 
 
 def _embeddings(
@@ -194,7 +216,12 @@ def _embeddings(
     # one crop serves channels, random patches and layers, wherever they meet
     crops, index = distinct_crops(np.concatenate(images), np.concatenate(places))
     with bars.stage("embedding"):
-        embedded = embedded_crops(crops, inputs.bank, inputs.subject, inputs.subject.encoder, bars, retried)
+        arguments = (crops, inputs.bank, inputs.subject, inputs.subject.encoder)
+        if inputs.shelf is None:
+            embedded = embedded_crops(*arguments, bars, retried)
+        else:
+            mark = inputs.subject.fingerprints["encoder"]
+            embedded = shelved_crops(*arguments, mark, inputs.shelf, bars, retried)
     parts = iter(np.split(index, np.cumsum([len(part) for part in images])[:-1]))
     return embedded, [(next(parts).reshape(own.top.images.shape), next(parts)) for own in layers]
 

@@ -81,6 +81,27 @@ def show_scores(scores: Scores, folder: Path, count: int = 15) -> None:
     console.print(f"results: {escape(str(folder))}")
 
 
+def show_jobs(jobs: pd.DataFrame, place: Path) -> None:
+    """Print a row a job: state, time, error, and what varies; and where the results lie."""
+    console = _console()
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in jobs.columns:
+        table.add_column(escape(str(name)), overflow="fold", justify="right" if name == "seconds" else "left")
+    for row in jobs.itertuples(index=False):
+        table.add_row(
+            *(_number(own, 1) if name == "seconds" else escape(_said(own)) for name, own in zip(jobs, row, strict=True))
+        )
+    console.print(table)
+    counts = jobs["state"].value_counts()
+    console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    console.print(f"results: {escape(str(place))}", soft_wrap=True)
+
+
+def _said(value: object) -> str:
+    """A cell as text; nothing for one that a job leaves at its default."""
+    return "" if value is None or value != value else str(value)
+
+
 def show_report(page: Path) -> None:
     """Print where a report lies; a browser opens it from there."""
     _console().print(f"report: {escape(str(page))}", soft_wrap=True)

@@ -16,6 +16,8 @@ class Progress:
         self._shown = shown
         self._begun = time.perf_counter()
         self._of = ""
+        self.current = ""
+        """The stage that runs."""
         self.seconds: dict[str, float] = {}
 
     def bar(self, title: str, total: int, unit: str) -> "tqdm[Any]":
@@ -43,6 +45,7 @@ class Progress:
     def stage(self, name: str) -> Iterator[None]:
         """Count the seconds of a stage under `name`."""
         start = time.perf_counter()
+        self.current = name + self._of
         if self._shown and not sys.stderr.isatty():
             self.say(f"{start - self._begun:8.1f} s  {name}{self._of}")
         yield

@@ -18,14 +18,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialised
 
 from psi_fast.errors import StoreError
+from psi_fast.locks import lock, locked
 from psi_fast.scores import Scores
 
 SCORES, PATCHES, MANIFEST = "scores.parquet", "patches.parquet", "manifest.json"
 EMBEDDINGS, DISTRIBUTIONS = "embeddings.safetensors", "distributions.safetensors"
 TEMPORARY = ".psi-fast-"
-SHARED, EXPERIMENTS, REPORT = "shared", "experiments", "report"
-"""Folders beside a run's files: what experiments share, their results, and pages to look at."""
-OWN = (SCORES, PATCHES, EMBEDDINGS, DISTRIBUTIONS, SHARED, EXPERIMENTS, REPORT)
+SHARED, EXPERIMENTS, REPORT, UNFINISHED = "shared", "experiments", "report", "unfinished"
+"""Folders beside a run's files: what experiments share, their results, pages to look at, and what a run goes on from."""
+OWN = (SCORES, PATCHES, EMBEDDINGS, DISTRIBUTIONS, SHARED, EXPERIMENTS, REPORT, UNFINISHED)
 PRESENTATION = ("report", "figures")
 """Packages of psi_fast that show results and decide none."""
 
@@ -68,15 +69,27 @@ def require_own(folder: Path) -> None:
 
 @contextlib.contextmanager
 def reserved(folder: Path) -> Iterator[None]:
-    """Make the folder and see that it can be written, before hours of work; when the work fails, take an empty one away again."""
+    """Make the folder, lock it and see that it can be written, before hours of work; when the work fails, take an empty one away.
+
+    Raises
+    ------
+    StoreError
+        It cannot be written, or another process is at work in it.
+    """
     made = [p for p in (folder, *folder.parents) if not p.exists()]
+    own = None
     try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            own = lock(folder)
+            if own is None and locked(folder):
+                raise StoreError(f"another process is at work in {folder}; wait for it, or choose another folder")
             for left in folder.glob(TEMPORARY + "*"):  # of a run or a report that was killed
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
             write_whole(folder / f"{TEMPORARY}probe", lambda path: path.write_bytes(b""))
             (folder / f"{TEMPORARY}probe").unlink()
+        except StoreError:
+            raise
         except OSError as error:
             raise StoreError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
         yield
@@ -85,6 +98,9 @@ def reserved(folder: Path) -> Iterator[None]:
             for path in made:
                 path.rmdir()
         raise
+    finally:
+        if own is not None:
+            os.close(own)
 
 
 def save(

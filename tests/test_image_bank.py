@@ -15,7 +15,7 @@ from image_helpers import message, paint
 from PIL import Image
 
 import psi_fast
-from psi_fast import image_bank, subject
+from psi_fast import image_bank, locks, subject
 from psi_fast.errors import ConfigError, StoreError
 from psi_fast.image_bank import gathered, open_bank
 from psi_fast.images import open_images
@@ -252,7 +252,7 @@ def test_where_folders_cannot_be_locked_none_is_taken_away(tmp_path, monkeypatch
         raise OSError(9, "Bad file descriptor")
 
     (tmp_path / f"{image_bank.BUILDING}other").mkdir()
-    monkeypatch.setattr(image_bank.fcntl, "flock", refuse)
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
     bank = opened(tiny.image_set(10), tmp_path, side=32)
     assert folders(tmp_path) == sorted([bank.folder.name, f"{image_bank.BUILDING}other"])
 

@@ -9,12 +9,13 @@ import tiny
 import torch
 
 import psi_fast
+from psi_fast import embedding
 from psi_fast.errors import ConfigError, InputError, StoreError
-from psi_fast.experiments import Study, crop_shelf, survey
-from psi_fast.experiments.shelf import Shelf
+from psi_fast.experiments import Study, survey
 from psi_fast.mining import mine
 from psi_fast.progress import Progress
 from psi_fast.results import Bank
+from psi_fast.shelf import Shelf
 
 QUIET = Progress(False)
 
@@ -153,7 +154,7 @@ def test_another_subject_finds_nothing_of_this_one(tmp_path, changed):
 
 def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(survey, "PART", 16)
-    monkeypatch.setattr(crop_shelf, "PART", 10)
+    monkeypatch.setattr(embedding, "PART", 10)
     expected = study(tmp_path / "whole").evaluation(tiny.LAYER)
 
     class Killed(BaseException):
@@ -178,18 +179,18 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     assert seen == [range(32, 40)]  # the third part alone
     monkeypatch.setattr(survey, "activations", real)
 
-    real_embed = crop_shelf.embedded_crops
+    real_embed = embedding.embed
 
     def failing(*arguments):
         if encoder.encoded > 15:
             raise Killed
         return real_embed(*arguments)
 
-    monkeypatch.setattr(crop_shelf, "embedded_crops", failing)
+    monkeypatch.setattr(embedding, "embed", failing)
     with pytest.raises(Killed):
         again.evaluation(tiny.LAYER)
     before = encoder.encoded
-    monkeypatch.setattr(crop_shelf, "embedded_crops", real_embed)
+    monkeypatch.setattr(embedding, "embed", real_embed)
     found = again.evaluation(tiny.LAYER)
     whole = study(tmp_path / "other")
     whole.evaluation(tiny.LAYER)

@@ -4,7 +4,7 @@ One file an experiment, named like it: a function with `@experiment(draw)` that 
 and its figure. `separation.py` is the shortest and the model of the others. What they stand on:
 
 - `study.py`: a Study opens network, images and encoder, and gives top patches, embeddings and scores. It keeps them in a
-  `shelf.py`: of the images a `survey.py` (every channel's largest activation in each), of patches a `crop_shelf.py`.
+  `../shelf.py`: of the images a `survey.py` (every channel's largest activation in each), of patches those of `../embedding.py`.
 - `statistics.py`: a Claim is a number with interval and test; `comparisons.py` has those of several groups of channels,
   `tables.py` what is done to tables, `psi_fast/figures/style.py` the look of figures.
 - `outcome.py`: what `@experiment` makes of a finding, the files of an Outcome; `commands.py` makes the command.

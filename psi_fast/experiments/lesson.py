@@ -8,8 +8,8 @@ import torch
 from psi_fast.errors import InputError
 from psi_fast.evaluation import without
 from psi_fast.experiments.breadth import class_concepts
-from psi_fast.experiments.shelf import content
 from psi_fast.experiments.study import Study
+from psi_fast.shelf import content
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from psi_fast.evaluation import centred_bank, without
 from psi_fast.experiments.null_shapes import FREEDOM, Family, families, turned
 from psi_fast.experiments.outcome import Finding, experiment
 from psi_fast.experiments.planted_units import merged_units
-from psi_fast.experiments.shelf import content
 from psi_fast.experiments.statistics import SIGNIFICANT, Claim, rate
 from psi_fast.experiments.study import Study
 from psi_fast.figures.style import COLOURS, GREY, error_bars, panels
 from psi_fast.pipeline import used_rows
 from psi_fast.progress import Progress
 from psi_fast.results import Bank, PatchEmbeddings
+from psi_fast.shelf import content
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,12 +15,11 @@ from psi_fast.activation_tap import ActivationTap
 from psi_fast.config import PSIConfig
 from psi_fast.crops import distinct_crops
 from psi_fast.disk_room import require_free, shelf_bytes
+from psi_fast.embedding import shelved_crops
 from psi_fast.encoders import Encoder
 from psi_fast.encoders.text_head import TextHead
 from psi_fast.errors import InputError, nearest
 from psi_fast.evaluation import Background, Evaluation, evaluate
-from psi_fast.experiments.crop_shelf import shelved_crops
-from psi_fast.experiments.shelf import Shelf, content
 from psi_fast.experiments.survey import Survey, survey
 from psi_fast.image_bank import ImageBank
 from psi_fast.image_stream import ImageStream
@@ -30,6 +29,7 @@ from psi_fast.pipeline import RANDOM_POOL, measured_fields, patch_boxes, used_ro
 from psi_fast.progress import Progress
 from psi_fast.receptive_field import Field
 from psi_fast.results import Bank, Clusters, PatchEmbeddings, TopPatches
+from psi_fast.shelf import Shelf, content
 from psi_fast.store import SHARED
 from psi_fast.subject import SETTINGS_WITHOUT_EFFECT, Subject, open_subject
 
@@ -41,7 +41,7 @@ class Study:
     """A network's layers, images and an encoder, and what was computed of them so far.
 
     Takes the arguments of `psi_fast.score`. `out` is a run folder, of a finished run or none; experiments keep what they
-    share in its folder `shared`, and their results in `experiments`.
+    share in its folder `shared` (or in `share`), and their results in `experiments`.
 
     Attributes
     ----------
@@ -69,6 +69,7 @@ class Study:
         skip_unreadable: bool = False,
         bank: str | Path | None = None,
         bank_side: int | None = None,
+        share: str | Path | None = None,
     ) -> None:
         self.bars = Progress(progress)
         self.subject: Subject = open_subject(
@@ -90,7 +91,7 @@ class Study:
         self.about = self.subject.about(images, max_images, skip_unreadable)
         self.layers = [tap.layer for tap in self.subject.taps]
         self.folder = Path(out)
-        self.shelf = Shelf(self.folder / SHARED)
+        self.shelf = Shelf(self.folder / SHARED if share is None else Path(share))
         self.said: list[str] = []
         """What a reader of the results must know, as it turns up."""
         self._marks: dict[int, tuple[Encoder, str]] = {}

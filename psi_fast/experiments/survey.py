@@ -9,13 +9,13 @@ import torch
 from psi_fast.activation_tap import ActivationTap
 from psi_fast.config import PSIConfig
 from psi_fast.errors import ConfigError, NotFiniteError
-from psi_fast.experiments.shelf import Shelf
 from psi_fast.forward import Pace, name_of
 from psi_fast.image_bank import ImageBank
 from psi_fast.image_stream import ImageStream
 from psi_fast.mining import activations, check_finite, rank_maxima
 from psi_fast.progress import Progress
 from psi_fast.results import TopPatches
+from psi_fast.shelf import Shelf
 from psi_fast.subject import Subject
 from psi_fast_kernels._backend import offered
 from psi_fast_kernels.topk_merge import empty_top_k, topk_merge

@@ -13,9 +13,9 @@ import torch
 
 from psi_fast.activation_tap import ActivationTap, JointTap
 from psi_fast.errors import NotFiniteError
-from psi_fast.experiments.shelf import content
 from psi_fast.experiments.study import Study
 from psi_fast.forward import Pace, step_of
+from psi_fast.shelf import content
 
 CONDITIONS = ("aligned", "non-aligned", "random", "shuffled-position", "ablate-elsewhere")
 """The patch of the host's cluster, its four controls."""

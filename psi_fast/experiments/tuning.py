@@ -10,11 +10,11 @@ from torch.nn.functional import cross_entropy
 
 from psi_fast.errors import InputError
 from psi_fast.experiments.lesson import Lesson
-from psi_fast.experiments.shelf import content
 from psi_fast.experiments.stand_in import Scoring, fitted, with_stand_in
 from psi_fast.experiments.study import Study
 from psi_fast.experiments.tail import Tail
 from psi_fast.forward import Pace, autocast
+from psi_fast.shelf import content
 from psi_fast.surrogate import Calibration
 
 BATCH = 256

@@ -1,19 +1,49 @@
-"""Embedded crops that experiments share: each crop of an image is encoded once a folder, whoever asks for it."""
+"""Crops -> embeddings: by themselves, or in parts on a shelf, where each crop is encoded once, whoever asks for it."""
 
 import numpy as np
 import torch
 
-from psi_fast.encoders import Encoder
-from psi_fast.experiments.shelf import Shelf
+from psi_fast.crops import embed
+from psi_fast.encoders import AnyPrecision, Encoder
+from psi_fast.errors import NotFiniteError
+from psi_fast.forward import name_of
 from psi_fast.image_bank import ImageBank
 from psi_fast.image_stream import ImageStream
-from psi_fast.pipeline import embedded_crops
 from psi_fast.progress import Progress
+from psi_fast.shelf import Shelf
 from psi_fast.store import fingerprint
 from psi_fast.subject import Subject
 
 PART = 2048
 """Crops of one file on the shelf: what is lost at most when a run is killed."""
+
+
+def embedded_crops(
+    crops: np.ndarray,
+    bank: ImageBank | ImageStream,
+    subject: Subject,
+    encoder: Encoder,
+    bars: Progress,
+    retried: list[str],
+) -> torch.Tensor:
+    """Embeddings [U, d] as of `embed`; an encoder that leaves the range of a half precision runs again in float32.
+
+    What a reader must know of that is added to `retried`.
+    """
+    arguments = (crops, bank, subject.images.names, encoder, subject.device, subject.config, bars)
+    try:
+        return embed(*arguments)
+    except NotFiniteError as error:
+        _widen(encoder, error, retried)
+    return embed(*arguments)
+
+
+def _widen(encoder: Encoder, error: NotFiniteError, retried: list[str]) -> None:
+    """Have an encoder that left the range of a half precision go on in float32; raises the error where it was in that."""
+    if not isinstance(encoder, AnyPrecision) or encoder.precision == name_of(torch.float32):
+        raise error
+    retried.append(f"the encoder ran again in float32, because in {encoder.precision}: {error}")
+    encoder.at_precision(torch.float32)
 
 
 def shelved_crops(
@@ -48,10 +78,16 @@ def shelved_crops(
         part = crops[missing[start : start + PART]]
 
         def make(part: np.ndarray = part) -> dict[str, torch.Tensor]:
-            rows = embedded_crops(part, bank, subject, encoder, progress, said)
+            rows = embed(part, bank, subject.images.names, encoder, subject.device, subject.config, progress)
             return {"crops": torch.from_numpy(part), "rows": rows}
 
-        found = shelf.tensors(kind, [about, fingerprint(part.tolist())], make)
+        try:
+            found = shelf.tensors(kind, [about, fingerprint(part.tolist())], make)
+        except NotFiniteError as error:
+            _widen(encoder, error, said)
+            return shelved_crops(
+                crops, bank, subject, encoder, mark, shelf, progress, said
+            )  # all of them, not the rest
         held |= zip(map(bytes, _keys(found["crops"].numpy())), found["rows"], strict=True)
     return torch.stack([held[key] for key in wanted])
 

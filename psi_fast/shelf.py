@@ -1,7 +1,8 @@
-"""What experiments on one subject share: named results on disk, found again by what they were made from."""
+"""Named results on disk, found again by what they were made from: what runs and experiments share, and go on from."""
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from safetensors.torch import save as serialised
 from psi_fast.errors import StoreError
 from psi_fast.store import fingerprint, write_whole
 
+EVERY = 15.0
+"""Seconds of work that a run which is killed may lose of an unfinished result, and what a batch takes."""
 FORMAT = 1
 """Changes when a file's content or the way one of its values is made does."""
 
@@ -75,6 +78,11 @@ class Shelf:
             self._write(path, lambda place: table.to_parquet(place, index=False))
         return pd.read_parquet(path)  # lists as arrays, whether or not the table was there
 
+    def unfinished(self, kind: str, about: Any) -> "Unfinished":
+        """What there is of a result that takes long, for whoever goes on with it; `about` as in `tensors`."""
+        mark = fingerprint([FORMAT, kind, about])
+        return Unfinished(self, self.folder / f"{kind}-{mark[:20]}.unfinished", mark)
+
     def _write(self, path: Path, write: Callable[[Path], Any]) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -83,6 +91,34 @@ class Shelf:
             raise StoreError(
                 f"cannot write to {self.folder}: {error.strerror or error}; free some room or choose another folder"
             ) from error
+
+
+class Unfinished:
+    """How far a long result has come: tensors and a count, written every EVERY seconds, in a file that goes when all is done."""
+
+    def __init__(self, shelf: Shelf, path: Path, mark: str) -> None:
+        self._shelf, self._path, self._mark = shelf, path, mark
+        self._written = time.monotonic()
+
+    def read(self) -> tuple[int, dict[str, torch.Tensor]]:
+        """How many were done and the tensors they left; 0 and none where nothing whole lies there."""
+        found = _read(self._path, self._mark)
+        return (0, {}) if found is None else (int(found.pop("done")), found)
+
+    def write(self, done: int, make: Callable[[], Mapping[str, torch.Tensor]]) -> None:
+        """Keep what `make` returns of the first `done`, if EVERY seconds have passed since the last time."""
+        if time.monotonic() - self._written < EVERY:
+            return
+        found = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()} | {
+            "done": torch.tensor(done)
+        }
+        held = serialised(found, {"identity": self._mark, "sha256": content(found)})
+        self._shelf._write(self._path, lambda place: place.write_bytes(held))
+        self._written = time.monotonic()
+
+    def remove(self) -> None:
+        """Take the file away: the whole result lies elsewhere now."""
+        self._path.unlink(missing_ok=True)
 
 
 def _read(path: Path, mark: str | None = None) -> dict[str, torch.Tensor] | None:

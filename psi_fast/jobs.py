@@ -1,0 +1,137 @@
+"""A file of jobs: defaults, a grid of what varies, and single jobs -> the runs that they stand for, each with a name."""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from psi_fast.config import PSIConfig, naming, read_toml
+from psi_fast.errors import ConfigError, nearest
+from psi_fast.job import channel_slice, check_values
+
+PARTS = ("out", "defaults", "grid", "jobs")
+"""What a file of jobs may hold."""
+OWN = ("out", "share", "progress")
+"""Inputs that the batch gives each job."""
+REQUIRED = ("network", "layer", "images", "encoder")
+
+
+@dataclass(frozen=True)
+class NamedJob:
+    """One run of a batch.
+
+    name : a folder's name, unique in its batch
+    values : its inputs and settings, as a TOML file has them
+    """
+
+    name: str
+    values: Mapping[str, Any]
+
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments of `psi_fast.score`, without `out` and `share`."""
+        settings = PSIConfig().to_dict()
+        given = {name: value for name, value in self.values.items() if name not in settings}
+        config = PSIConfig.from_dict({name: value for name, value in self.values.items() if name in settings})
+        first = tuple(given.pop(name) for name in ("network", "layer", "images"))
+        return first, given | {"config": config, "channels": channel_slice(given.get("channels"))}
+
+
+def read_jobs(path: str | Path) -> tuple[Path, list[NamedJob]]:
+    """The folder of a batch and its jobs, from a TOML file.
+
+    `out` is the folder, by default the file's name without its ending, beside it. `[defaults]` holds what every job has; `[grid]`
+    lists, each combination of whose values is a job; each `[[jobs]]` is one more, with a `name` where the file gives it.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, or says something that is no job.
+    """
+    values = read_toml(path)
+    with naming(path):
+        if unknown := [name for name in values if name not in PARTS]:
+            raise ConfigError(
+                f"unknown {unknown[0]!r}{nearest(unknown[0], PARTS)}; a file of jobs holds {', '.join(PARTS)}"
+            )
+        defaults, grid, listed = values.get("defaults", {}), values.get("grid", {}), values.get("jobs", [])
+        for name, held in (("defaults", defaults), ("grid", grid)):
+            if not isinstance(held, dict):
+                raise ConfigError(f"[{name}] must be a table of names and values, got {held!r}")
+        if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+            raise ConfigError(f"jobs must be tables, each under [[jobs]], got {listed!r}")
+        out = values.get("out", str(Path(path).with_suffix("")))
+        if not isinstance(out, str) or not out:
+            raise ConfigError(f"out must name a folder, got {out!r}")
+        folder = Path(out) if "out" in values else Path(path).with_suffix("")
+        return folder, name_jobs([*_grid(defaults, grid), *({**defaults, **one} for one in listed)])
+
+
+def name_jobs(jobs: Sequence[Mapping[str, Any]]) -> list[NamedJob]:
+    """The jobs, checked, each with a name: its own, or made of what it does not share with all others.
+
+    Raises
+    ------
+    ConfigError
+        There is none, one lacks an input, has one that jobs do not take or a value that does not fit, or two have one name.
+    """
+    if not jobs:
+        raise ConfigError("there is no job: give a [grid] of lists, or a [[jobs]] for each")
+    checked = [dict(job) for job in jobs]
+    names = [job.pop("name", None) for job in checked]
+    for number, job in enumerate(checked, 1):
+        with naming(f"job {number}"):
+            _check(job)
+    varied = varied_values([NamedJob("", job) for job in checked])
+    found: list[NamedJob] = []
+    for given, job in zip(names, checked, strict=True):
+        made = _slug("_".join(_said(key, job[key]) for key in varied if key in job)) or "job"
+        name = made if given is None else given
+        if not isinstance(name, str) or name != _slug(name) or name.startswith("."):
+            raise ConfigError(
+                f"a job's name must be letters, digits and any of ._-@ and begin with no dot, got {name!r}"
+            )
+        found.append(NamedJob(name, job))
+    double = [name for name in {one.name for one in found} if sum(one.name == name for one in found) > 1]
+    if double:
+        raise ConfigError(f"two jobs are called {sorted(double)[0]!r}; give each a name of its own")
+    return found
+
+
+def varied_values(jobs: Sequence[NamedJob]) -> dict[str, list[Any]]:
+    """Inputs and settings that are not the same in all jobs, by name a value for each job (None: its default)."""
+    names = dict.fromkeys(name for job in jobs for name in job.values)
+    found = {name: [job.values.get(name) for job in jobs] for name in names}
+    return {name: values for name, values in found.items() if len({repr(value) for value in values}) > 1}
+
+
+def _grid(defaults: Mapping[str, Any], grid: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A job for each combination of the grid's values, the last name varying fastest; none without a grid."""
+    for name, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"{name} in [grid] must be a list of values, got {values!r}")
+    if not grid:
+        return []
+    return [{**defaults, **dict(zip(grid, chosen, strict=True))} for chosen in itertools.product(*grid.values())]
+
+
+def _check(job: Mapping[str, Any]) -> None:
+    if given := [name for name in OWN if name in job]:
+        raise ConfigError(f"{given[0]} is the batch's, not a job's; leave it out")
+    check_values(job)
+    if missing := [name for name in REQUIRED if name not in job]:
+        raise ConfigError(f"{missing[0]} is missing; a job needs {', '.join(REQUIRED)}")
+
+
+def _said(key: str, value: Any) -> str:
+    """A value as a part of a name; numbers and switches say whose they are."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return "+".join(value)
+    return f"{key}-{value}"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w.@-]+", "-", text, flags=re.ASCII).strip("-.")[:120]
