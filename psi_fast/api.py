@@ -128,9 +128,7 @@ def score(
         bars=bars,
     )
     about = subject.about(images, max_images, skip_unreadable)
-    if folder is not None and store.finished(folder, about):
-        held = store.load(folder)
-        bars.say(store.reused(folder, held.manifest))
+    if (held := _held(folder, about, bars)) is not None:
         return held
     with bars.stage("concepts"):
         text, said = subject.concepts(bars)
@@ -157,10 +155,21 @@ def score(
     unfinished = folder / store.UNFINISHED
     shelf = shelf or Shelf(unfinished)
     with store.reserved(folder):
+        if (held := _held(folder, about, bars)) is not None:  # another process has made it meanwhile
+            return held
         scores, embedded, distributions = from_images()
         store.save(folder, scores, embedded, text.names, distributions)
         shutil.rmtree(unfinished, ignore_errors=True)
     return scores
+
+
+def _held(folder: Path | None, about: dict[str, Any], bars: Progress) -> Scores | None:
+    """The scores that the folder holds already, if it is this very run."""
+    if folder is None or not store.finished(folder, about):
+        return None
+    held = store.load(folder)
+    bars.say(store.reused(folder, held.manifest))
+    return held
 
 
 def score_embeddings(

@@ -4,7 +4,7 @@ import json
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from psi_fast import store
 from psi_fast.api import score
-from psi_fast.errors import PsiFastError, StoreError
-from psi_fast.jobs import NamedJob, name_jobs, varied_values
+from psi_fast.errors import ConfigError, PsiFastError, StoreError, printable
+from psi_fast.jobs import NamedJob, code_in, name_jobs, varied_values
 from psi_fast.locks import locked
 from psi_fast.progress import Progress
 
@@ -27,14 +27,17 @@ class Record:
     """What is known of a job.
 
     values : what it was asked to do
-    seconds : how long it took, nan before it ended
+    seconds : how long it took, None before it ended
     error : of a failed job, one line
+    traceback : of a job that failed by no PsiFastError
+    made : when this was written, with the offset from UTC
     """
 
-    values: dict[str, Any]
+    values: Mapping[str, Any]
     state: State = "waiting"
-    seconds: float = float("nan")
+    seconds: float | None = None
     error: str = ""
+    traceback: str = ""
     made: str = ""
 
 
@@ -45,6 +48,11 @@ class Batch:
     ----------
     folder : Path
     jobs : list[NamedJob]
+
+    Raises
+    ------
+    ConfigError
+        As `name_jobs`; or a job is called like a file of the batch.
     """
 
     def __init__(self, folder: str | Path, jobs: Sequence[NamedJob | Mapping[str, Any]]) -> None:
@@ -52,22 +60,19 @@ class Batch:
         own = [{**job.values, "name": job.name} if isinstance(job, NamedJob) else job for job in jobs]
         self.jobs = name_jobs(own)
         if taken := [job.name for job in self.jobs if job.name in (RECORDS, RESULTS, store.SHARED)]:
-            raise StoreError(
+            raise ConfigError(
                 f"a job cannot be called {taken[0]!r}, which the batch's folder has already; name it otherwise"
             )
 
     def record(self, job: NamedJob) -> Record:
         """What is known of a job; one that was asked for with other values has not been done."""
-        try:
-            found = Record(**json.loads(self._path(job).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return Record(dict(job.values))
-        if found.values != _plain(job.values):
-            return Record(dict(job.values))
+        found = self._read(job)
+        if found is None or found.values != _plain(job.values):
+            return Record(job.values)
         if found.state == "finished" and not (self.folder / job.name / store.MANIFEST).exists():
-            return Record(dict(job.values))
-        if found.state == "running" and not locked(self.folder / job.name):
-            return Record(found.values, "cut short")
+            return Record(job.values)
+        if found.state == "running" and not locked(self.folder):
+            return Record(job.values, "cut short")
         return found
 
     def table(self) -> pd.DataFrame:
@@ -76,55 +81,80 @@ class Batch:
         return pd.DataFrame(
             {
                 "job": [job.name for job in self.jobs],
-                **{name: [getattr(own, name) for own in records] for name in ("state", "seconds", "error")},
+                "state": [own.state for own in records],
+                "seconds": pd.Series([own.seconds for own in records], dtype=float),
+                "error": [own.error for own in records],
                 **varied_values(self.jobs),
             }
         )
 
-    def todo(self, failed: bool = False) -> list[NamedJob]:
-        """The jobs that are to be run: all that have not ended, or with `failed` those that have failed."""
+    def begin(self, failed: bool = False) -> list[NamedJob]:
+        """The jobs that are to be run, all that have not ended, or with `failed` those that have failed.
+
+        For whoever has the batch's folder alone: a job that an earlier process left running was cut short.
+        """
+        for place in (self.folder / RECORDS, self.folder / store.SHARED):
+            store.sweep(place)
+        for job in self.jobs:
+            if (found := self._read(job)) is not None and found.state == "running":
+                self._write(job, replace(found, state="cut short"))
         wanted = ("failed",) if failed else ("waiting", "cut short")
         return [job for job in self.jobs if self.record(job).state in wanted]
 
     def run(self, job: NamedJob, bars: Progress) -> Record:
         """Run one job and record how it ended; errors do not come through."""
         folder, begun = self.folder / job.name, time.perf_counter()
-        first, others = job.arguments()
-        self._write(job, Record(dict(job.values), "running", made=store.now()))
-        state, error = "finished", ""
+        if (held := self._read(job)) is not None and held.values != _plain(job.values):
+            (folder / store.MANIFEST).unlink(missing_ok=True)  # the batch's own run, now of another job
+        self._write(job, Record(job.values, "running"))
+        found = Record(job.values, "finished")
         try:
+            first, others = job.arguments()
             score(*first, **others, out=folder, share=self.folder / store.SHARED, progress=bars)
-        except PsiFastError as raised:
-            state, error = "failed", str(raised)
-        except Exception as raised:  # a job's fault, whatever it is, ends that job alone
-            state, error = "failed", " ".join(traceback.format_exception_only(raised)).strip()
-            (self.folder / RECORDS / f"{job.name}.traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        found = Record(dict(job.values), state, round(time.perf_counter() - begun, 3), error, store.now())
+        except PsiFastError as error:
+            found = Record(job.values, "failed", error=printable(str(error)))
+        except Exception as error:  # a job's fault, whatever it is, ends that job alone
+            said = printable(" ".join(traceback.format_exception_only(error)))
+            found = Record(job.values, "failed", error=said, traceback=traceback.format_exc())
+        found = replace(found, seconds=round(time.perf_counter() - begun, 3))
         self._write(job, found)
         return found
 
-    def gather(self) -> pd.DataFrame:
-        """The scores of all finished jobs, with the job and what varies in front; written to `results.parquet`."""
-        varied, parts = varied_values(self.jobs), []
+    def gather(self) -> None:
+        """Write the scores of all finished jobs to `results.parquet`, with the job and what varies in front.
+
+        Raises
+        ------
+        StoreError
+            A run cannot be read, or the file not written.
+        """
+        varied, parts = {name: _cells(held) for name, held in varied_values(self.jobs).items()}, []
         for number, job in enumerate(self.jobs):
             if self.record(job).state == "finished":
                 own = store.load(self.folder / job.name).table
-                values = {name: held[number] for name, held in varied.items() if name not in own}
-                front = {"job": job.name, **{name: _cell(value) for name, value in values.items()}}
-                parts.append(pd.concat([pd.DataFrame([front] * len(own)), own.reset_index(drop=True)], axis=1))
-        table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"job": []})
+                front = {"job": job.name, **{name: cells[number] for name, cells in varied.items() if name not in own}}
+                parts.append(own.assign(**front)[[*front, *own]])
+        table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"job": pd.Series(dtype=str)})
         try:
             store.write_whole(self.folder / RESULTS, lambda path: table.to_parquet(path, index=False))
         except (OSError, pa.ArrowException) as error:
-            raise StoreError(f"cannot write {self.folder / RESULTS}: {error}") from error
-        return table
+            raise StoreError(
+                f"cannot write {self.folder / RESULTS}: {error}; free some room and run it again"
+            ) from error
 
     def _path(self, job: NamedJob) -> Path:
         return self.folder / RECORDS / f"{job.name}.json"
 
+    def _read(self, job: NamedJob) -> Record | None:
+        """What was written of a job of that name; None where nothing whole was."""
+        try:
+            return Record(**json.loads(self._path(job).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
     def _write(self, job: NamedJob, record: Record) -> None:
         path = self._path(job)
-        text = json.dumps(asdict(record) | {"values": _plain(record.values)}, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(asdict(replace(record, values=dict(record.values), made=store.now())), indent=2) + "\n"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             store.write_whole(path, lambda place: place.write_text(text, encoding="utf-8"))
@@ -137,13 +167,14 @@ def run_jobs(
     out: str | Path,
     *,
     failed: bool = False,
+    allow_code: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Run jobs into one folder, and return a row for each: job, state, seconds, error and what varies.
 
     Patches that one job has mined serve all jobs of the same network, layers and images, and its embeddings those with the
     same encoder. A job that fails is recorded with its error, and the others go on. Finished jobs are not run again; one
-    that was cut short goes on.
+    that was cut short goes on, and one that is asked for with other values takes the place of its earlier run.
 
     Parameters
     ----------
@@ -153,33 +184,46 @@ def run_jobs(
         Folder of the batch. A run folder lies in it for each job, and `results.parquet`, the score tables of all.
     failed : bool
         Run those that have failed, instead of those that have not ended.
+    allow_code : bool
+        Let jobs name a network as package.module:function, which is imported and called.
     progress : bool
         Show a live table on stderr, or a line a job where it is no terminal.
 
     Raises
     ------
     ConfigError
-        A job lacks an input, has one that there is not, or two have one name.
+        A job lacks an input, has one that there is not, names code without `allow_code`, or two have one name.
     StoreError
-        The folder cannot be written.
+        The folder cannot be written, or another batch is at work in it.
     """
     from psi_fast.batch_view import watching
 
     batch = Batch(out, jobs)
-    todo = batch.todo(failed)
-    with watching(batch, todo, progress) as view:
-        for job in todo:
-            view.begin(job)
-            view.end(job, batch.run(job, view.bars))
-    batch.gather()
+    for job in batch.jobs:
+        if not allow_code and (spec := code_in(job)) is not None:
+            raise ConfigError(
+                f"job {job.name!r} names {spec!r}, a function that would be called; give --allow-code (allow_code=True in "
+                "Python) if you trust the jobs and that package"
+            )
+    with store.reserved(batch.folder):
+        todo = batch.begin(failed)
+        try:
+            with watching(batch, todo, progress) as view:
+                for job in todo:
+                    view.begin(job)
+                    view.end(job, batch.run(job, view.bars))
+        finally:  # of those that have ended, when the others were interrupted
+            batch.gather()
     return batch.table()
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values as JSON gives them back."""
-    return json.loads(json.dumps(dict(values), default=str))
+    return json.loads(json.dumps(dict(values)))
 
 
-def _cell(value: Any) -> Any:
-    """A value as a table takes it."""
-    return json.dumps(value) if isinstance(value, (list, dict, tuple)) else value
+def _cells(values: Sequence[Any]) -> list[Any]:
+    """What jobs say of one input, as a column of a table takes it: lists as JSON, all as text where types differ."""
+    cells = [json.dumps(own) if isinstance(own, (list, tuple)) else own for own in values]
+    kinds = {type(own) for own in cells if own is not None}
+    return cells if len(kinds) == 1 or kinds == {int, float} else [None if own is None else str(own) for own in cells]

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import pandas as pd
 import tyro
 
 from psi_fast.batch import RESULTS, Batch, run_jobs
@@ -17,24 +16,26 @@ def batch_commands() -> dict[str, Callable[..., None]]:
     return {"run": run, "status": status, "retry": retry}
 
 
-def run(file: Annotated[Path, tyro.conf.Positional], *, progress: bool = True) -> None:
+def run(file: Annotated[Path, tyro.conf.Positional], *, allow_code: bool = False, progress: bool = True) -> None:
     """Run the jobs of a file that have not ended: those that never began, and those that were cut short.
 
     Args:
         file: TOML file with [defaults], [grid] and [[jobs]].
+        allow_code: Let the file name networks as package.module:function, which are imported and called.
         progress: Show a live table on stderr, or a line a job where it is no terminal.
     """
-    _run(file, failed=False, progress=progress)
+    _run(file, failed=False, allow_code=allow_code, progress=progress)
 
 
-def retry(file: Annotated[Path, tyro.conf.Positional], *, progress: bool = True) -> None:
+def retry(file: Annotated[Path, tyro.conf.Positional], *, allow_code: bool = False, progress: bool = True) -> None:
     """Run the jobs of a file that have failed once more.
 
     Args:
         file: As for run.
+        allow_code: As for run.
         progress: As for run.
     """
-    _run(file, failed=True, progress=progress)
+    _run(file, failed=True, allow_code=allow_code, progress=progress)
 
 
 def status(file: Annotated[Path, tyro.conf.Positional]) -> None:
@@ -47,14 +48,10 @@ def status(file: Annotated[Path, tyro.conf.Positional]) -> None:
     show_jobs(Batch(folder, jobs).table(), folder)
 
 
-def _run(file: Path, failed: bool, progress: bool) -> None:
+def _run(file: Path, **options: bool) -> None:
+    """Exit code 1 where a job has failed, now or before."""
     folder, jobs = read_jobs(file)
-    table = run_jobs(jobs, folder, failed=failed, progress=progress)
+    table = run_jobs(jobs, folder, **options)
     show_jobs(table, folder / RESULTS)
-    _end(table)
-
-
-def _end(table: pd.DataFrame) -> None:
-    """Exit code 1 where a job has failed."""
     if (table["state"] == "failed").any():
         raise SystemExit(1)

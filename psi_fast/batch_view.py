@@ -27,10 +27,10 @@ class View:
 
     def __init__(self, batch: Batch, todo: Sequence[NamedJob]) -> None:
         self.bars = Progress(False)
-        self._todo, self._begun, self._current = list(todo), time.monotonic(), ""
+        self._todo, self._current = list(todo), ""
         self._records = {job.name: batch.record(job) for job in batch.jobs}
         self._done: list[float] = []
-        self._since = self._begun
+        self._since = time.monotonic()
 
     def begin(self, job: NamedJob) -> None:
         """A job begins."""
@@ -40,7 +40,7 @@ class View:
     def end(self, job: NamedJob, record: Record) -> None:
         """It has ended."""
         self._records[job.name], self._current = record, ""
-        self._done.append(record.seconds)
+        self._done.append(record.seconds or 0.0)
 
     @property
     def summary(self) -> str:
@@ -48,31 +48,38 @@ class View:
         states = [record.state for record in self._records.values()]
         left = len(self._todo) - len(self._done)
         said = f"{states.count('finished')} finished, {states.count('failed')} failed, {left} to go"
-        if not self._done:
+        if not self._done or not left:
             return said
         each = sum(self._done) / len(self._done)
-        return f"{said}; {3600 / max(each, 1e-9):.3g} jobs an hour, {_span(max(0.0, each * left - self._running))} left"
-
-    @property
-    def _running(self) -> float:
-        return time.monotonic() - self._since if self._current else 0.0
+        running = time.monotonic() - self._since if self._current else 0.0
+        return f"{said}; {3600 / max(each, 1e-9):.3g} jobs an hour, about {_span(max(0.0, each * left - running))} left"
 
     def __rich__(self) -> Group:
         table = Table(box=box.SIMPLE_HEAD)
-        for name in ("job", "state", "stage"):
+        for name in ("job", "state", "stage or error"):
             table.add_column(name, overflow="fold")
         table.add_column("time", justify="right")
+        current = self._current  # once: the thread that draws is not the one that works
         names = list(self._records)
-        middle = names.index(self._current) if self._current else 0
+        middle = names.index(current) if current else len(names)
         first = max(0, min(middle - SHOWN // 2, len(names) - SHOWN))
         for name in names[first : first + SHOWN]:
             record = self._records[name]
-            if name == self._current:
-                table.add_row(escape(name), "running", self.bars.current, _span(self._running))
+            if name == current:
+                row = ("running", _stage(self.bars), _span(time.monotonic() - self._since))
             else:
-                took = _span(record.seconds) if record.seconds == record.seconds else ""
-                table.add_row(escape(name), record.state, escape(record.error), took)
+                row = (record.state, record.error, "" if record.seconds is None else _span(record.seconds))
+            table.add_row(escape(name), row[0], escape(row[1]), row[2])
         return Group(table, self.summary)
+
+
+def _stage(bars: Progress) -> str:
+    """What a job is at: the stage, and of its bar how much is done of how much, how fast, and the time left."""
+    bar = bars.last
+    if bar is None or not bar.count < bar.total:
+        return bars.current
+    left = f", {_span((bar.total - bar.count) / bar.rate)} left" if bar.rate else ""
+    return f"{bars.current}: {bar.count:,} of {bar.total:,} {bar.unit_name}, {bar.rate:.3g}/s{left}"
 
 
 @contextmanager
@@ -105,7 +112,7 @@ class _Lines:
     def end(self, job: NamedJob, record: Record) -> None:
         self._view.end(job, record)
         said = f": {record.error}" if record.error else ""
-        self._say(f"{job.name}: {record.state} in {_span(record.seconds)}{said} ({self._view.summary})")
+        self._say(f"{job.name}: {record.state} in {_span(record.seconds or 0.0)}{said} ({self._view.summary})")
 
 
 def _span(seconds: float) -> str:

@@ -65,6 +65,7 @@ def shelved_crops(
         "encoder": mark,
         "precision": getattr(encoder, "precision", "not stated"),
         "images": subject.fingerprints["images"],
+        "code": subject.fingerprints["code"],
         "side": bank.side,
         "device": subject.device.type,
     }

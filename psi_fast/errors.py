@@ -28,6 +28,12 @@ class StoreError(PsiFastError, OSError):
     """A run folder cannot be written or read."""
 
 
+def printable(text: str) -> str:
+    """The text in one line, in which whatever is no character to read, as what commands a terminal, is spelled out."""
+    line = " ".join(text.split())
+    return "".join(own if own.isprintable() else own.encode("unicode_escape").decode() for own in line)
+
+
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
     """The `choices` spelled most like `name`, as a phrase for an error message; empty when none is close."""
     close = difflib.get_close_matches(name, list(choices), n=count, cutoff=0.5)

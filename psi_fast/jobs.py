@@ -2,20 +2,25 @@
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from psi_fast.config import PSIConfig, naming, read_toml
 from psi_fast.errors import ConfigError, nearest
-from psi_fast.job import channel_slice, check_values
+from psi_fast.job import Job, channel_slice, check_values
+from psi_fast.networks import calls_code
+from psi_fast.store import fingerprint
 
 PARTS = ("out", "defaults", "grid", "jobs")
 """What a file of jobs may hold."""
 OWN = ("out", "share", "progress")
 """Inputs that the batch gives each job."""
 REQUIRED = ("network", "layer", "images", "encoder")
+LONGEST = 100
+"""Letters of a name."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class NamedJob:
         settings = PSIConfig().to_dict()
         given = {name: value for name, value in self.values.items() if name not in settings}
         config = PSIConfig.from_dict({name: value for name, value in self.values.items() if name in settings})
+        layers = given["layer"] if isinstance(given["layer"], list) else [given["layer"]]
+        given["layer"] = [str(layer) for layer in layers]  # those of an nn.Sequential are numbers
         first = tuple(given.pop(name) for name in ("network", "layer", "images"))
         return first, given | {"config": config, "channels": channel_slice(given.get("channels"))}
 
@@ -64,8 +71,9 @@ def read_jobs(path: str | Path) -> tuple[Path, list[NamedJob]]:
         out = values.get("out", str(Path(path).with_suffix("")))
         if not isinstance(out, str) or not out:
             raise ConfigError(f"out must name a folder, got {out!r}")
-        folder = Path(out) if "out" in values else Path(path).with_suffix("")
-        return folder, name_jobs([*_grid(defaults, grid), *({**defaults, **one} for one in listed)])
+        if Path(out) == Path(path):
+            raise ConfigError("out is missing, and the file's name has no ending to leave out for a folder; give out")
+        return Path(out), name_jobs([*_grid(defaults, grid), *({**defaults, **one} for one in listed)])
 
 
 def name_jobs(jobs: Sequence[Mapping[str, Any]]) -> list[NamedJob]:
@@ -84,24 +92,43 @@ def name_jobs(jobs: Sequence[Mapping[str, Any]]) -> list[NamedJob]:
         with naming(f"job {number}"):
             _check(job)
     varied = varied_values([NamedJob("", job) for job in checked])
-    found: list[NamedJob] = []
-    for given, job in zip(names, checked, strict=True):
-        made = _slug("_".join(_said(key, job[key]) for key in varied if key in job)) or "job"
-        name = made if given is None else given
-        if not isinstance(name, str) or name != _slug(name) or name.startswith("."):
-            raise ConfigError(
-                f"a job's name must be letters, digits and any of ._-@ and begin with no dot, got {name!r}"
-            )
-        found.append(NamedJob(name, job))
-    double = [name for name in {one.name for one in found} if sum(one.name == name for one in found) > 1]
-    if double:
-        raise ConfigError(f"two jobs are called {sorted(double)[0]!r}; give each a name of its own")
+    found = [_named(name, job, varied) for name, job in zip(names, checked, strict=True)]
+    often = Counter(job.name for job in found)
+    for number, (given, job) in enumerate(zip(names, found, strict=True)):
+        if given is None and often[job.name] > 1:  # what tells them apart is no part of a name
+            found[number] = NamedJob(f"{job.name}-{fingerprint(job.values)[:8]}", job.values)
+    taken: dict[str, NamedJob] = {}
+    for job in found:
+        if (other := taken.setdefault(job.name, job)) is not job:
+            same = "are the same; leave one out" if other.values == job.values else "differ; name one otherwise"
+            raise ConfigError(f"two jobs called {job.name!r} {same}")
     return found
 
 
+def _named(given: Any, job: Mapping[str, Any], varied: Collection[str]) -> NamedJob:
+    """The job under the name that the file gives it, or under what it does not share with all others."""
+    if given is None:
+        return NamedJob(_slug("_".join(_said(key, job[key]) for key in varied if key in job)) or "job", job)
+    if not isinstance(given, str) or not given or given != _slug(given):
+        raise ConfigError(
+            f"a job's name must be up to {LONGEST} letters, digits and any of ._-@ and neither begin nor end in . or -, "
+            f"got {given!r}"
+        )
+    return NamedJob(given, job)
+
+
+def code_in(job: NamedJob) -> str | None:
+    """The job's network or encoder where that is a function of a package, which is called; None where it calls none."""
+    specs = [job.values["network"], job.values["encoder"].removeprefix("classifier:")]
+    return next((spec for spec in specs if calls_code(spec)), None)
+
+
 def varied_values(jobs: Sequence[NamedJob]) -> dict[str, list[Any]]:
-    """Inputs and settings that are not the same in all jobs, by name a value for each job (None: its default)."""
-    names = dict.fromkeys(name for job in jobs for name in job.values)
+    """Inputs and settings that are not the same in all jobs, by name a value for each job (None: its default).
+
+    In the order of `psi-fast score --help`, so that names do not depend on that of the file.
+    """
+    names = [*Job.inputs(), *PSIConfig().to_dict()]
     found = {name: [job.values.get(name) for job in jobs] for name in names}
     return {name: values for name, values in found.items() if len({repr(value) for value in values}) > 1}
 
@@ -122,16 +149,15 @@ def _check(job: Mapping[str, Any]) -> None:
     check_values(job)
     if missing := [name for name in REQUIRED if name not in job]:
         raise ConfigError(f"{missing[0]} is missing; a job needs {', '.join(REQUIRED)}")
+    NamedJob("", job).arguments()
 
 
 def _said(key: str, value: Any) -> str:
     """A value as a part of a name; numbers and switches say whose they are."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and all(isinstance(one, str) for one in value):
-        return "+".join(value)
-    return f"{key}-{value}"
+    values = value if isinstance(value, list) else [value]
+    said = "-".join(map(str, values))
+    return said if all(isinstance(one, str) for one in values) else f"{key}-{said}"
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^\w.@-]+", "-", text, flags=re.ASCII).strip("-.")[:120]
+    return re.sub(r"[^\w.@-]+", "-", text, flags=re.ASCII)[:LONGEST].strip("-.")

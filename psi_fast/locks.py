@@ -1,13 +1,20 @@
 """Locks on folders that end with the process that holds them."""
 
-import contextlib
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from psi_fast.errors import StoreError
 
 try:
     import fcntl
 except ImportError:  # Windows, where nothing tells folders of killed runs from those in use
     fcntl = None
+
+PATIENCE = 0.5
+"""Seconds that a folder may be locked by whoever only looks whether it is."""
 
 
 def lock(folder: Path, *, wait: bool = False) -> int | None:
@@ -15,6 +22,52 @@ def lock(folder: Path, *, wait: bool = False) -> int | None:
 
     None where another process has it, or the file system knows no such locks.
     """
+    try:
+        return _lock(folder, wait)
+    except BlockingIOError:
+        return None
+
+
+def locked(folder: Path) -> bool:
+    """Whether a process holds the folder's lock."""
+    try:
+        held = _lock(folder, False)
+    except BlockingIOError:
+        return True
+    if held is not None:
+        os.close(held)
+    return False
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, where its file system knows locks.
+
+    Raises
+    ------
+    StoreError
+        Another process holds it.
+    """
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            held = _lock(folder, False)
+            break
+        except BlockingIOError as error:
+            if time.monotonic() > until:
+                raise StoreError(
+                    f"another process is at work in {folder}; wait for it, or choose another folder"
+                ) from error
+            time.sleep(PATIENCE / 10)
+    try:
+        yield
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def _lock(folder: Path, wait: bool) -> int | None:
+    """As `lock`; BlockingIOError where another process has it."""
     if fcntl is None:
         return None
     try:
@@ -23,27 +76,10 @@ def lock(folder: Path, *, wait: bool = False) -> int | None:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
     except OSError:
         os.close(descriptor)
         return None
     return descriptor
-
-
-def locked(folder: Path) -> bool:
-    """Whether a process holds the folder's lock."""
-    if fcntl is None:
-        return False
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no locks here
-        return False
-    finally:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-    return False

@@ -66,8 +66,7 @@ def mine(
     def state() -> dict[str, torch.Tensor]:
         return {f"{row} {name}": own for row, ranking in enumerate(rankings) for name, own in ranking.state().items()}
 
-    with progress.bar("mining", len(bank), "img") as bar:
-        bar.update(done)
+    with progress.bar("mining", len(bank), "img", done) as bar:
         for first, layers in activations(taps, network, bank, range(done, len(bank)), config.batch_size, pace):
             for ranking, own in zip(rankings, layers, strict=True):
                 ranking.add(own, first)

@@ -195,7 +195,7 @@ def _mined_at(pace: Pace, inputs: Inputs, bars: Progress) -> list[TopPatches]:
         }
 
     held = shelf.tensors("tops", about, make)
-    unfinished.remove()
+    unfinished.remove()  # that of a precision which did not do stays: another run comes to the same end sooner
     return [_top({name: held[f"{i} {name}"] for name in TopPatches.__dataclass_fields__}) for i in range(len(own.taps))]
 
 
@@ -296,8 +296,8 @@ def _account(
         "encoder_precision": getattr(encoder, "precision", "not stated"),
         "encoder_activation": getattr(encoder, "activation", "not stated"),
         "seconds": {name: round(seconds, 3) for name, seconds in bars.seconds.items()},
-        "images_per_second": round(len(images) / bars.seconds["mining"], 1),
-        "crops_per_second": round(crops / bars.seconds["embedding"], 1),
+        "images_per_second": round(bars.counts.get("mining", 0) / bars.seconds["mining"], 1),
+        "crops_per_second": round(bars.counts.get("embedding", 0) / bars.seconds["embedding"], 1),
         "warnings": list(dict.fromkeys(said)),
     }
 

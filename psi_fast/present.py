@@ -14,6 +14,7 @@ from rich.table import Table
 
 from psi_fast.activation_tap import LayerInfo
 from psi_fast.environment import device_info, packages
+from psi_fast.errors import printable
 from psi_fast.receptive_field import Field
 from psi_fast.scores import Scores, few_draws
 
@@ -71,8 +72,8 @@ def show_scores(scores: Scores, folder: Path, count: int = 15) -> None:
         for name, patch in manifest["patch"].items()
     ]
     console.print(
-        f"{manifest['images']} images at {manifest['images_per_second']}/s, {manifest['distinct_crops']} distinct crops at "
-        f"{manifest['crops_per_second']}/s, patches of {escape(', '.join(patches))}"
+        f"{manifest['images']} images{_pace(manifest['images_per_second'])}, {manifest['distinct_crops']} distinct crops"
+        f"{_pace(manifest['crops_per_second'])}, patches of {escape(', '.join(patches))}"
     )
     for warning in manifest["warnings"]:
         console.print(f"warning: {escape(warning)}")
@@ -82,24 +83,30 @@ def show_scores(scores: Scores, folder: Path, count: int = 15) -> None:
 
 
 def show_jobs(jobs: pd.DataFrame, place: Path) -> None:
-    """Print a row a job: state, time, error, and what varies; and where the results lie."""
+    """Print a row a job: state, time and what varies; the errors of failed ones; and where the results lie."""
     console = _console()
     table = Table(box=box.SIMPLE_HEAD)
-    for name in jobs.columns:
+    names = [name for name in jobs if name != "error"]
+    for name in names:
         table.add_column(escape(str(name)), overflow="fold", justify="right" if name == "seconds" else "left")
-    for row in jobs.itertuples(index=False):
-        table.add_row(
-            *(_number(own, 1) if name == "seconds" else escape(_said(own)) for name, own in zip(jobs, row, strict=True))
-        )
+    for _, row in jobs.iterrows():
+        table.add_row(*(_number(row[name], 1) if name == "seconds" else escape(_said(row[name])) for name in names))
     console.print(table)
+    for name, error in zip(jobs["job"], jobs["error"], strict=True):
+        if error:
+            console.print(escape(f"{name}: {_said(error)}"), soft_wrap=True)
     counts = jobs["state"].value_counts()
     console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
     console.print(f"results: {escape(str(place))}", soft_wrap=True)
 
 
+def _pace(rate: float) -> str:
+    return f" at {rate}/s" if rate else " of earlier runs"
+
+
 def _said(value: object) -> str:
     """A cell as text; nothing for one that a job leaves at its default."""
-    return "" if value is None or value != value else str(value)
+    return "" if value is None or value != value else printable(str(value))
 
 
 def show_report(page: Path) -> None:

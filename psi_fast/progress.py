@@ -9,6 +9,30 @@ from typing import Any
 from tqdm import tqdm
 
 
+class Bar(tqdm):
+    """A bar that counts, whether or not it is shown.
+
+    count, total : how much is done, with what an earlier run had done, and of how much
+    rate : how much a second
+    """
+
+    def __init__(self, counts: dict[str, int], title: str, of: str, done: int, **options: Any) -> None:
+        self._counts, self._title, self._first = counts, title, done
+        self._from = time.perf_counter()
+        self.count, self.unit_name = done, options["unit"]
+        super().__init__(desc=title + of, initial=done, dynamic_ncols=True, **options)
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Count `n` more."""
+        self.count += int(n or 0)
+        self._counts[self._title] = self._counts.get(self._title, 0) + int(n or 0)
+        return super().update(n)
+
+    @property
+    def rate(self) -> float:
+        return (self.count - self._first) / max(time.perf_counter() - self._from, 1e-9)
+
+
 class Progress:
     """Bars on stderr, or where that is no terminal a line for each stage that begins; and the seconds each stage took."""
 
@@ -19,12 +43,17 @@ class Progress:
         self.current = ""
         """The stage that runs."""
         self.seconds: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+        """By title of a bar, what was done under it."""
+        self.last: Bar | None = None
+        """The bar that began last."""
 
-    def bar(self, title: str, total: int, unit: str) -> "tqdm[Any]":
-        """A bar to `update`; tqdm itself stays silent when stderr is no terminal."""
-        return tqdm(
-            total=total, desc=title + self._of, unit=unit, disable=None if self._shown else True, dynamic_ncols=True
+    def bar(self, title: str, total: int, unit: str, done: int = 0) -> Bar:
+        """A bar to `update`, of which an earlier run has done a part; tqdm itself stays silent when stderr is no terminal."""
+        self.last = Bar(
+            self.counts, title, self._of, done, total=total, unit=unit, disable=None if self._shown else True
         )
+        return self.last
 
     def say(self, line: str) -> None:
         """A line of its own."""

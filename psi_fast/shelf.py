@@ -17,7 +17,9 @@ from psi_fast.errors import StoreError
 from psi_fast.store import fingerprint, write_whole
 
 EVERY = 15.0
-"""Seconds of work that a run which is killed may lose of an unfinished result, and what a batch takes."""
+"""Seconds of work on an unfinished result that a run which is killed may lose, beside its last batch."""
+SHARE = 0.05
+"""Of the time, what writing unfinished results may take: where they are so big that this is less often, more may be lost."""
 FORMAT = 1
 """Changes when a file's content or the way one of its values is made does."""
 
@@ -98,7 +100,7 @@ class Unfinished:
 
     def __init__(self, shelf: Shelf, path: Path, mark: str) -> None:
         self._shelf, self._path, self._mark = shelf, path, mark
-        self._written = time.monotonic()
+        self._next = time.monotonic() + EVERY
 
     def read(self) -> tuple[int, dict[str, torch.Tensor]]:
         """How many were done and the tensors they left; 0 and none where nothing whole lies there."""
@@ -107,14 +109,16 @@ class Unfinished:
 
     def write(self, done: int, make: Callable[[], Mapping[str, torch.Tensor]]) -> None:
         """Keep what `make` returns of the first `done`, if EVERY seconds have passed since the last time."""
-        if time.monotonic() - self._written < EVERY:
+        begun = time.monotonic()
+        if begun < self._next:
             return
         found = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()} | {
             "done": torch.tensor(done)
         }
         held = serialised(found, {"identity": self._mark, "sha256": content(found)})
         self._shelf._write(self._path, lambda place: place.write_bytes(held))
-        self._written = time.monotonic()
+        ended = time.monotonic()
+        self._next = ended + max(EVERY, (ended - begun) / SHARE)
 
     def remove(self) -> None:
         """Take the file away: the whole result lies elsewhere now."""

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialised
 
 from psi_fast.errors import StoreError
-from psi_fast.locks import lock, locked
+from psi_fast.locks import alone
 from psi_fast.scores import Scores
 
 SCORES, PATCHES, MANIFEST = "scores.parquet", "patches.parquet", "manifest.json"
@@ -77,30 +77,35 @@ def reserved(folder: Path) -> Iterator[None]:
         It cannot be written, or another process is at work in it.
     """
     made = [p for p in (folder, *folder.parents) if not p.exists()]
-    own = None
     try:
-        try:
+        with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            own = lock(folder)
-            if own is None and locked(folder):
-                raise StoreError(f"another process is at work in {folder}; wait for it, or choose another folder")
-            for left in folder.glob(TEMPORARY + "*"):  # of a run or a report that was killed
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-            write_whole(folder / f"{TEMPORARY}probe", lambda path: path.write_bytes(b""))
-            (folder / f"{TEMPORARY}probe").unlink()
-        except StoreError:
-            raise
-        except OSError as error:
-            raise StoreError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
-        yield
+        with alone(folder):
+            with _writing(folder):
+                sweep(folder)
+                write_whole(folder / f"{TEMPORARY}probe", lambda path: path.write_bytes(b""))
+                (folder / f"{TEMPORARY}probe").unlink()
+            yield
     except BaseException:
         with contextlib.suppress(OSError):  # rmdir refuses a folder that holds something
             for path in made:
                 path.rmdir()
         raise
-    finally:
-        if own is not None:
-            os.close(own)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """A StoreError where the folder cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
+
+
+def sweep(folder: Path) -> None:
+    """Take away the temporary files of a run, a batch or a report that was killed; for whoever is alone in the folder."""
+    for left in folder.glob(TEMPORARY + "*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def save(

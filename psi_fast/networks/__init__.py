@@ -15,7 +15,7 @@ from psi_fast.networks import efficientnet_lite, timm, torchvision, transformers
 from psi_fast.networks.network import Network, require
 from psi_fast.preprocess import Preprocess
 
-__all__ = ["Network", "load_network", "require"]
+__all__ = ["Network", "calls_code", "load_network", "require"]
 
 _FAMILIES = {
     "efficientnet-lite": efficientnet_lite.load,
@@ -64,6 +64,12 @@ def load_network(spec: str | nn.Module | Network) -> Network:
     return network
 
 
+def calls_code(spec: str) -> bool:
+    """Whether `spec` is package.module:function, which is imported and called, and no family's."""
+    family, colon, rest = spec.partition(":")
+    return bool(colon) and family not in _FAMILIES and rest.isidentifier()
+
+
 _EXPORTED = "which keeps one graph in place of the layers' own code; give the nn.Module that it was exported from"
 
 
@@ -84,7 +90,7 @@ def _load(spec: str | nn.Module | Network) -> Network:
     family, colon, rest = spec.partition(":")
     if colon and rest and family in _FAMILIES:
         return _FAMILIES[family](spec, rest)
-    if colon and family not in _FAMILIES and rest.isidentifier():
+    if calls_code(spec):
         return _from_function(spec, family, rest)
     known = [
         f"{name}:{spec}"

@@ -1,0 +1,77 @@
+"""A run in a process of its own that writes its state after every batch and takes its time, so that it can be killed."""
+
+import json
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import tiny
+from torch import nn
+
+import psi_fast
+from psi_fast import embedding, shelf
+from psi_fast.image_set import ImageSet
+
+FILES = ("scores.parquet", "patches.parquet", "embeddings.safetensors", "distributions.safetensors")
+
+
+class Slow(nn.Module):
+    """Sleeps whenever it runs."""
+
+    def __init__(self, inner, seconds):
+        super().__init__()
+        self.inner, self.seconds = inner, seconds
+
+    def forward(self, x):
+        time.sleep(self.seconds)
+        return self.inner(x)
+
+
+class Encoder(tiny.TinyEncoder):
+    """Sleeps for every batch; with `fails` its half precision overflows on the last images' crops."""
+
+    precision = "bfloat16"
+
+    def __init__(self, seconds=0.0, fails=False):
+        super().__init__()
+        self.seconds, self.fails = seconds, fails
+
+    def at_precision(self, dtype):
+        self.precision = str(dtype).removeprefix("torch.")
+        return self
+
+    def encode(self, batch):
+        time.sleep(self.seconds)
+        found = super().encode(batch)
+        if self.precision == "bfloat16":
+            found = found.bfloat16().float()
+            if self.fails:
+                red = (batch[:, 0] > 0.98).flatten(1).all(1) & (batch[:, 1:] < -0.98).flatten(1).all(1)
+                found[red] = float("inf")
+        return found
+
+
+def score(out, seconds=0.0, *, labels=True, band=None, layers=("0", "2"), red=(), fails=False, share=None):
+    """Scores of tiny's network; `seconds` is what each batch of images or crops takes longer."""
+    images: ImageSet = tiny.image_set(96, labelled=labels, red=red)
+    network = tiny.network()
+    network.module[0] = Slow(network.module[0], seconds)
+    layers = [name.replace("0", "0.inner") for name in layers]
+    network.name = "tiny"
+    encoder = Encoder(seconds, fails)
+    config = replace(tiny.CONFIG, band=band)
+    found = psi_fast.score(
+        network, layers, images, encoder=encoder, config=config, device="cpu", out=out, progress=False, share=share
+    )
+    return found, encoder
+
+
+if __name__ == "__main__":
+    shelf.EVERY, embedding.PART = 0.0, 16
+    shelf.SHARE = float("inf")
+    told = os.environ.get("TOLD")
+    if told:
+        Path(told).write_text(str(os.getpid()))
+    score(sys.argv[1], float(sys.argv[2]), **json.loads(sys.argv[3]))
