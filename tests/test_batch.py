@@ -20,6 +20,7 @@ import psi_fast
 from psi_fast import batch, batch_view, embedding, pipeline, store
 from psi_fast.batch import Batch
 from psi_fast.errors import ConfigError, PsiFastError, StoreError
+from psi_fast.experiments import Study
 from psi_fast.jobs import read_jobs
 from psi_fast.locks import alone, locked
 
@@ -373,3 +374,22 @@ def test_a_terminal_gets_the_live_table(tmp_path, job, monkeypatch):
     run([job], tmp_path, progress=True)
     assert "finished" in shown.getvalue()
     assert "\x1b[?25h" in shown.getvalue()  # the cursor is back
+
+
+def test_runs_and_studies_share_by_a_flag(tmp_path, pictures, counted):
+    share = tmp_path / "share"
+    for name, draws in (("one", "9"), ("two", "19")):
+        assert tiny.run(*tiny.score_flags(pictures, tmp_path / name, share=share, draws=draws)) == 0
+        once = counted["crops"]
+    assert counted == {"mine": 1, "crops": once}
+    assert not list(tmp_path.glob("*/unfinished"))
+    kept = {path.name for path in share.iterdir()}
+    config = psi_fast.PSIConfig(**SETTINGS)
+    study = Study(
+        "tiny:network", "2", str(pictures), encoder="classifier:tiny:classifier", out=tmp_path / "study",
+        config=config, device="cpu", progress=False, share=share,
+    )  # fmt: skip
+    study.evaluation("2")
+    assert counted["crops"] == once  # the crops that the runs have left serve the study as well
+    assert kept < {path.name for path in share.iterdir()}
+    assert not (tmp_path / "study" / "shared").exists()

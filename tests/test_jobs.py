@@ -1,5 +1,8 @@
 """A file of jobs: what it may say, the names of its jobs, and one clear line for everything else."""
 
+import re
+from pathlib import Path
+
 import pytest
 from image_helpers import message
 
@@ -155,3 +158,16 @@ def test_a_file_that_is_none_and_one_without_an_ending(tmp_path):
 )
 def test_what_calls_code(network, encoder, found):
     assert code_in(NamedJob("x", {"network": network, "encoder": encoder})) == found
+
+
+def test_the_pages_example_is_what_it_says(tmp_path):
+    page = (Path(__file__).resolve().parents[1] / "docs" / "jobs.md").read_text(encoding="utf-8")
+    text = re.search(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert text is not None
+    folder, jobs = read_jobs(write(tmp_path, text[1]))
+    assert str(folder) == "runs/depth"
+    assert len(jobs) == 2 * 3 * 3 + 1
+    assert jobs[8].values["layer"] == ["layer1", "layer2"]
+    assert jobs[-1].name == "paper"
+    assert jobs[-1].values["top_k"] == 50
+    assert all(code_in(job) is None for job in jobs)

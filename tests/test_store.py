@@ -149,8 +149,9 @@ def test_a_full_disk_ends_in_one_line_and_no_half_file(limited, finished, target
     check_whole(folder)
     assert not (folder / target).exists()
     assert not (folder / "manifest.json").exists()
-    assert {path.name for path in folder.glob("*")} < set(FILES)
+    assert {path.name for path in folder.glob("*")} < {*FILES, "unfinished"}
     np.testing.assert_array_equal(score(folder).labels, finished[1].labels)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
 
 
 def test_the_same_run_again_is_read_and_not_computed(copied, finished, monkeypatch):
