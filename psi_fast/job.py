@@ -112,4 +112,4 @@ def channel_slice(text: str | int | None) -> slice | None:
             else slice(int(first), int(first) + 1)
         )
     except ValueError as error:
-        raise ConfigError(f"channels must be first:stop, such as 0:256, got {text!r}") from error
+        raise ConfigError(f"--channels must be first:stop, such as 0:256, got {text!r}") from error
