@@ -67,10 +67,21 @@ psiFast.charts = (() => {
   });
 
   const fit = { type: "fit-x", contains: "padding" };
-  const bins = ({ low, high, counts }) => {
-    const step = (high - low) / counts.length || 1;
+  // Bars from a histogram; where all values are alike there is no width to share out, and one bar stands for all.
+  function bins({ low, high, counts }) {
+    const all = counts.reduce((sum, count) => sum + count, 0);
+    const half = Math.abs(low) * 0.02 || 0.01;
+    if (high === low) return [{ from: low - half, to: low + half, count: all }];
+    const step = (high - low) / counts.length;
     return counts.map((count, i) => ({ from: low + i * step, to: low + (i + 1) * step, count }));
-  };
+  }
+
+  // An axis that holds the bars and what else is marked, with some room.
+  function reach(bars, marked) {
+    const ends = [Math.min(bars[0].from, ...marked), Math.max(bars[bars.length - 1].to, ...marked)];
+    const room = (ends[1] - ends[0]) * 0.03;
+    return [ends[0] - room, ends[1] + room];
+  }
 
   function baselines(series, title, width) {
     const values = series.flatMap(({ name, low, high, shares }) =>
@@ -140,14 +151,13 @@ psiFast.charts = (() => {
     };
   }
 
-  function nulls(part, { low, high, counts, observed }, width) {
-    const reach = [Math.min(low, observed), Math.max(high, observed)];
-    const pad = (reach[1] - reach[0]) * 0.04 || 0.01;
-    const domain = [reach[0] - pad, reach[1] + pad];
+  function nulls(part, { observed, ...histogram }, width) {
+    const values = bins(histogram);
+    const domain = reach(values, [observed]);
     return {
       width, height: 130, autosize: fit,
       layer: [
-        { data: { values: bins({ low, high, counts }) }, mark: { type: "bar", color: "#999999", binSpacing: 0, tooltip: true },
+        { data: { values }, mark: { type: "bar", color: "#999999", binSpacing: 0, tooltip: true },
           encoding: { x: { field: "from", type: "quantitative", bin: { binned: true }, title: part, scale: { domain, nice: false, zero: false } }, x2: { field: "to" },
             y: { field: "count", type: "quantitative", title: "null draws", axis: { tickMinStep: 1, format: "d" } } } },
         { data: { values: [{ observed }] }, mark: { type: "rule", strokeWidth: 3, color: partColour(part), tooltip: true },
@@ -188,9 +198,9 @@ psiFast.charts = (() => {
     };
   }
 
-  function activations({ low, high, counts, band }, width) {
-    const values = bins({ low, high, counts });
-    const domain = [Math.min(low, band[0]), Math.max(high, band[1])];
+  function activations({ band, ...histogram }, width) {
+    const values = bins(histogram);
+    const domain = reach(values, band);
     return {
       width, height: 130, autosize: fit,
       layer: [
