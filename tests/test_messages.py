@@ -179,8 +179,8 @@ FLAGS = {  # arguments -> the line
     (
         "shw",
         "x",
-    ): "expected one of score, experiment, layers, show, demo, env, got 'shw'; nearest: 'show'; see `psi-fast --help`",
-    (): "expected one of {score, experiment, layers, show, demo, env}; see `psi-fast --help`",
+    ): "expected one of score, jobs, experiment, layers, show, report, figure, demo, env, got 'shw'; nearest: 'show'; see `psi-fast --help`",
+    (): "expected one of {score, jobs, experiment, layers, show, report, figure, demo, env}; see `psi-fast --help`",
     (
         "experiment",
         "ablation",
