@@ -36,6 +36,14 @@ def combine(parts: list[Calibrated]) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(log_psi), np.max([part.p for part in parts], axis=0)
 
 
+def log_odds(log_psi: np.ndarray) -> np.ndarray:
+    """log10 of PSI / (1 - PSI) for ln PSI, which spreads what crowds at either end of PSI; nan stays nan.
+
+    Of a PSI that rounds to 1 even in ln PSI it is 300, above all others.
+    """
+    return (log_psi - np.log(-np.expm1(np.minimum(log_psi, -1e-300)))) / np.log(10)
+
+
 def discovery_rate(p: np.ndarray) -> np.ndarray:
     """Benjamini and Hochberg's q over the channels that have a p; nan stays nan."""
     q = np.full_like(p, np.nan)

@@ -21,6 +21,16 @@ from psi_fast.results import (
     TopPatches,
 )
 
+FLAGS = {
+    "dead": "the activation is the same everywhere: no score",
+    "few_patches": "too few patches: no score",
+    "unselective": "the patches are no more active than random images: any patch would have done as well",
+    "degenerate:S": "S's null does not vary, so S says nothing",
+    "degenerate:Q": "Q's null does not vary (labels all alike or all different): p is 1 and PSI cannot exceed .5",
+    "degenerate:D": "D's null does not vary, so D says nothing",
+}
+"""What is said of a channel, and what it means."""
+
 
 @dataclass(frozen=True, repr=False)
 class Scores:

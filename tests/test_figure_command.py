@@ -7,10 +7,30 @@ import pytest
 import tiny
 from tiny_stored import two_layers, with_swaps
 
-from psi_fast.figures import CHANNELS, COMPARISONS, OVERVIEWS, PICTURES
+from psi_fast.figures import CHANNELS, COMPARISONS, OVERVIEWS, PICTURES, RUNS
 from psi_fast.figures.commands import figure_commands
 
 CHANNEL = 7
+FIGURES = OVERVIEWS | RUNS | CHANNELS | PICTURES | COMPARISONS
+REPORT = {
+    "chart-log-psi": "log-psi",
+    "chart-log-odds": "log-odds",
+    "chart-components": "components",
+    "chart-layers": "layers",
+    "chart-flags": "flags",
+    "chart-seconds": "seconds",
+    "chart-ranks": "compare",
+    "chart-compare": "compare",
+    "${component}": "nulls",
+    "Silhouettes": "silhouettes",
+    "Map of the patches": "map",
+    "Activations": "activations",
+    "Patch swap": "swaps",
+    "Nearest concepts": "concepts",
+    "Classes": "classes",
+    "Cluster ${number_ + 1}": "clusters",
+}
+"""What the report draws -> the figure of it: places in its page, and titles on a channel's."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +53,7 @@ def test_the_command_writes_the_same_bytes_twice(details, kind, tmp_path, capsys
 @pytest.mark.parametrize("name", list(figure_commands()))
 def test_each_figure_has_a_command(details, name, tmp_path, monkeypatch):
     out = tmp_path / "x.svg"
-    more = () if name in OVERVIEWS else (details.folder,) if name in COMPARISONS else ("--channel", "3/2")
+    more = () if name in OVERVIEWS | RUNS else (details.folder,) if name in COMPARISONS else ("--channel", "3/2")
     if name == "swaps":
         monkeypatch.setattr("psi_fast.figures.commands.open_details", lambda _: with_swaps(details, CHANNEL)[0])
     assert tiny.run("figure", name, details.folder, *more, "--out", out) == 0
@@ -47,7 +67,7 @@ def test_each_figure_has_a_command(details, name, tmp_path, monkeypatch):
 def test_help_lists_every_figure_with_a_line(capsys):
     assert tiny.run("figure", "--help") == 0
     told = " ".join(re.sub(r"[│•]", " ", capsys.readouterr().out).split())
-    for name, draw in (OVERVIEWS | CHANNELS | PICTURES | COMPARISONS).items():
+    for name, draw in FIGURES.items():
         first = " ".join(draw.__doc__.splitlines()[0].split())
         assert f"{name} {first}" in told
 
@@ -55,8 +75,19 @@ def test_help_lists_every_figure_with_a_line(capsys):
 def test_the_page_describes_every_figure():
     page = (Path(__file__).resolve().parents[1] / "docs" / "figures.md").read_text(encoding="utf-8")
     told = dict(re.findall(r"^\| `([\w-]+)` \| (.*?) \|", page, re.MULTILINE))
-    kinds = (("a run", OVERVIEWS), ("a channel", CHANNELS | PICTURES), ("two runs", COMPARISONS))
+    kinds = (("a run", OVERVIEWS | RUNS), ("a channel", CHANNELS | PICTURES), ("two runs", COMPARISONS))
     assert told == {name: kind for kind, figures in kinds for name in figures}
+
+
+def test_each_chart_of_the_report_is_a_figure():
+    report = Path(__file__).resolve().parents[1] / "psi_fast" / "report"
+    page = (report / "templates" / "index.html.jinja").read_text(encoding="utf-8")
+    channel = (report / "assets" / "channel.js").read_text(encoding="utf-8")
+    charts = re.findall(r"wanted\.push\(\[[\"`](\$\{component\}|[^\"`]+)", channel)
+    assert len(charts) == len(re.findall(r"charts\.(?!draw)\w+\(", channel))  # none was overlooked
+    lists = re.findall(r"list\(\"(.+?) \(", channel) + re.findall(r"\"h3\", \{\}, cluster \? `(.+?)`", channel)
+    assert {*re.findall(r"id=\"(chart-[\w-]+)\"", page), *charts, *lists} == set(REPORT)
+    assert set(REPORT.values()) == set(FIGURES)
 
 
 def test_wrong_words_end_in_one_line(details, tmp_path, capsys, monkeypatch):

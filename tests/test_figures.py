@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import tiny
 from matplotlib import colors
+from scipy.special import logit
 from scipy.stats import rankdata, spearmanr
 from tiny_stored import DEAD, LAYERS, two_layers, with_swaps
 
+from psi_fast.calibration import log_odds
 from psi_fast.details import open_details
 from psi_fast.errors import InputError
-from psi_fast.figures import CHANNELS, COMPARISONS, OVERVIEWS, PICTURES
+from psi_fast.figures import CHANNELS, COMPARISONS, OVERVIEWS, PICTURES, RUNS
 from psi_fast.figures.channel import ITEMS
-from psi_fast.figures.style import COLOURS, PART_COLOURS, panels, plain, rendered
+from psi_fast.figures.style import COLOURS, GREY, PART_COLOURS, panels, plain, rendered
 from psi_fast.figures.thumbnails import SHOWN, SIDE
 from psi_fast.progress import Progress
 from psi_fast.report.pictures import open_pictures
@@ -57,6 +59,26 @@ def widths(container):
     return [patch.get_width() for patch in container]
 
 
+def odds_of(log_psi):
+    """log10 of PSI / (1 - PSI), as scipy has it."""
+    return logit(np.exp(np.asarray(log_psi))) / np.log(10)
+
+
+def assert_spread(panel, number, values):
+    """A box is of these values: quartiles; from 5 % to 95 %; median."""
+    corners = panel.patches[number].get_path().vertices[:, 1]
+    np.testing.assert_allclose([corners.min(), corners.max()], np.percentile(values, [25, 75]))
+    lines = [
+        line.get_ydata() for line in panel.lines if line.get_label().startswith("_") and mid_of(line) == number + 1
+    ]
+    np.testing.assert_allclose([np.min(lines), np.max(lines)], np.percentile(values, [5, 95]))
+    assert any(np.allclose(ends, np.median(values)) for ends in lines)
+
+
+def mid_of(line):
+    return np.mean(line.get_xdata())
+
+
 def test_log_psi_has_channels_and_both_baselines(details):
     figure = OVERVIEWS["log-psi"](details, LAYERS)
     assert [panel.get_title(loc="left") for panel in figure.axes] == ["layer 1", "layer 3"]
@@ -92,6 +114,44 @@ def test_ln_psi_that_rounds_to_zero_has_a_place(details):
     assert outline[1, 1] == pytest.approx(20)  # one of five channels
 
 
+def test_odds_have_channels_and_both_baselines(details):
+    figure = OVERVIEWS["log-odds"](details, LAYERS)
+    for layer, panel in zip(LAYERS, figure.axes, strict=True):
+        own = details.scores.table.loc[details.layers[layer], "log_psi"].dropna()
+        parts = [odds_of(values) for values in (own, details.random_log_psi(layer), details.null_log_psi(layer))]
+        outlines = [patch.get_xy() for patch in panel.patches]
+        edges = np.unique(outlines[0][:, 0])
+        ends = [np.quantile(values, [0.005, 0.995]) for values in parts]
+        np.testing.assert_allclose([edges[0], edges[-1]], [np.min(ends), np.max(ends)])
+        np.testing.assert_allclose(np.diff(edges), (edges[-1] - edges[0]) / 40)
+        for values, outline in zip(parts, outlines, strict=True):
+            counts = np.histogram(values.clip(edges[0], edges[-1]), edges)[0]
+            assert counts.sum() == len(values)
+            np.testing.assert_allclose(outline[1:81:2, 1], 100 * counts / len(values))
+        assert panel.get_xlabel().endswith("of PSI / (1 \N{MINUS SIGN} PSI)")
+        assert text_of(panel.get_legend())[0] == f"channels ({len(own)})"
+
+
+def test_odds_of_psi():
+    log_psi = np.array([-800.0, -5, -0.1, -1e-20, 0, np.nan])
+    found = log_odds(log_psi)
+    np.testing.assert_allclose(found[1:3], odds_of(log_psi[1:3]))
+    np.testing.assert_allclose(found[[0, 3, 4]], [-800 / np.log(10), 20, 300])
+    assert np.isnan(found[5])
+
+
+def test_seconds_of_each_stage(details):
+    figure = RUNS["seconds"](details)
+    (panel,) = figure.axes
+    seconds = details.scores.manifest["seconds"]
+    assert len(seconds) > 3
+    assert [label.get_text() for label in panel.get_yticklabels()] == list(seconds)
+    assert widths(panel.containers[0]) == list(seconds.values())
+    assert [text.get_text() for text in panel.texts] == [f"{value:.1f} s" for value in seconds.values()]
+    assert panel.yaxis.get_inverted()
+    assert figure.get_suptitle() == "time by stage of run"
+
+
 def test_components_against_each_other(details, labelless):
     figure = OVERVIEWS["components"](details, LAYERS)
     pairs = [("S", "Q"), ("S", "D"), ("Q", "D")]
@@ -100,10 +160,10 @@ def test_components_against_each_other(details, labelless):
     ):
         own = details.scores.table.iloc[details.layers[layer]].dropna(subset="psi")
         places = np.concatenate([part.get_offsets() for part in panel.collections])
-        expected = own[[f"{across}_z", f"{up}_z"]].to_numpy()
+        expected = own[[f"{across}_hat", f"{up}_hat"]].to_numpy()
         np.testing.assert_allclose(sorted(places.tolist()), sorted(expected.tolist()))
-        assert panel.get_xlabel().startswith(f"{across}: z")
-        assert panel.get_ylabel().startswith(f"{up}: z")
+        assert (panel.get_xlabel(), panel.get_ylabel()) == (f"{across}^", f"{up}^")
+        assert panel.get_xlim() == panel.get_ylim() == (0, 1)
         assert panel.get_title(loc="left") == (f"layer {layer}" if (across, up) == ("S", "Q") else "")
     assert text_of(figure.legends[0]) == ["q ≥ .05", "q < .05"]
     table = details.scores.table.assign(q=np.linspace(0, 0.1, 11))
@@ -115,18 +175,14 @@ def test_components_against_each_other(details, labelless):
 
 def test_layers_have_quartiles_and_baselines(details):
     (panel,) = OVERVIEWS["layers"](details, LAYERS).axes
-    boxes = panel.patches
-    medians = [line for line in panel.lines if line.get_color() == "black" and len(line.get_xdata()) == 2]
     for number, layer in enumerate(LAYERS):
-        own = -details.scores.table.loc[details.layers[layer], "log_psi"].dropna()
-        corners = boxes[number].get_path().vertices[:, 1]
-        np.testing.assert_allclose([corners.min(), corners.max()], np.percentile(own, [25, 75]))
-        assert any(np.allclose(line.get_ydata(), np.median(own)) for line in medians)
+        own = odds_of(details.scores.table.loc[details.layers[layer], "log_psi"].dropna())
+        assert_spread(panel, number, own)
     random, null = (line.get_ydata() for line in panel.lines if line.get_label().startswith("median of"))
-    np.testing.assert_allclose(random, [np.median(-details.random_log_psi(layer)) for layer in LAYERS])
-    np.testing.assert_allclose(null, [np.median(-details.null_log_psi(layer)) for layer in LAYERS])
+    np.testing.assert_allclose(random, [np.median(odds_of(details.random_log_psi(layer))) for layer in LAYERS])
+    np.testing.assert_allclose(null, [np.median(odds_of(details.null_log_psi(layer))) for layer in LAYERS])
     assert [label.get_text() for label in panel.get_xticklabels()] == LAYERS
-    assert panel.yaxis.get_inverted()
+    assert panel.get_ylabel().endswith("of PSI / (1 \N{MINUS SIGN} PSI)")
 
 
 def test_flags_are_counted(details, labelless):
@@ -156,7 +212,8 @@ def test_nulls_have_their_draws_and_what_was_observed(details):
         assert start[0] == end[0] == pytest.approx(own[name])
         assert end[1] >= max(heights(bars))
         assert panel.get_title(loc="left") == f"{name}: z = {own[f'{name}_z']:.1f}, p = {own[f'{name}_p']:.2g}"
-        assert colors.same_color(bars[0].get_facecolor()[:3], PART_COLOURS[name])
+        assert colors.same_color(bars[0].get_facecolor()[:3], GREY)
+        assert colors.same_color(panel.collections[0].get_color(), PART_COLOURS[name])
         assert text_of(panel.get_legend()) == ["9 null draws", f"observed: {own[name]:.3f}"]
 
 
@@ -188,6 +245,8 @@ def test_silhouettes_are_sorted_by_cluster(details):
 @pytest.mark.parametrize("row", [CHANNEL, DEAD])
 def test_activations_of_images_and_patches(details, row):
     (panel,), figure = of("activations", details, row)
+    assert panel.get_yscale() == "linear"
+    assert panel.get_ylim()[0] == 0
     (bars,) = panel.containers
     maxima, patches = details.image_maxima[row], details.patches(row)["activation"]
     assert sum(heights(bars)) == len(maxima) == 40
@@ -287,16 +346,24 @@ def test_a_channel_without_score_is_told(details, name):
 def test_compare_ranks_the_channels_both_have(details):
     table = details.scores.table
     rng = np.random.default_rng(1)
-    other = table.assign(log_psi=table["log_psi"] + rng.normal(size=len(table))).drop(index=[0])
+    other = table.assign(log_psi=table["log_psi"] * rng.uniform(0.3, 3, len(table))).drop(index=[0])
     other = other[::-1].reset_index(drop=True)  # in another order
     second = replace(details, scores=replace(details.scores, table=other))
     figure = COMPARISONS["compare"](details, second)
-    for panel, layer in zip(figure.axes, LAYERS, strict=True):
+    assert len(figure.axes) == 2 * len(LAYERS)
+    for panel, beside, layer in zip(figure.axes[::2], figure.axes[1::2], LAYERS, strict=True):
         both = table[table["layer"] == layer].merge(other[other["layer"] == layer], on="channel").dropna(subset="psi_x")
-        expected = np.stack([rankdata(both["log_psi_x"]), rankdata(both["log_psi_y"])], 1)
+        expected = np.stack([rankdata(-both["log_psi_x"]), rankdata(-both["log_psi_y"])], 1)
         np.testing.assert_allclose(sorted(panel.collections[0].get_offsets().tolist()), sorted(expected.tolist()))
         rho = spearmanr(both["log_psi_x"], both["log_psi_y"]).statistic
         assert panel.get_title(loc="left").endswith(f"= {rho:.3f}, {len(both)} channels")
+        assert all(label.endswith("\n(1: most polysemantic)") for label in (panel.get_xlabel(), panel.get_ylabel()))
+        scored = [one.loc[one["layer"] == layer, "log_psi"].dropna() for one in (table, other)]
+        for number, own in enumerate(scored):
+            assert_spread(beside, number, odds_of(own))
+        assert [label.get_text() for label in beside.get_xticklabels()] == [
+            f"run\n{len(own)} channels" for own in scored
+        ]
     third = replace(second, scores=replace(second.scores, table=other.assign(layer="2")))
     with pytest.raises(InputError, match=r"none in common: 1, 3 in .*run, 2 in .*"):
         COMPARISONS["compare"](details, third)

@@ -13,7 +13,8 @@ from scipy.special import expit, logit
 from tiny_report import Read
 
 from psi_fast import build_report
-from psi_fast.report.summary import FLAGS, NUMBERS, psi_series
+from psi_fast.report.summary import NUMBERS, psi_series
+from psi_fast.scores import FLAGS
 
 LAYERS = ("1", "3")
 DEAD = 1

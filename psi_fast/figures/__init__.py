@@ -6,11 +6,13 @@
 
 from psi_fast.figures.channel import activations, classes, concepts, nulls, patch_map, silhouettes, swaps
 from psi_fast.figures.comparison import compare
-from psi_fast.figures.overview import components, flags, layers, log_psi
+from psi_fast.figures.overview import components, flags, layers, log_odds, log_psi, seconds
 from psi_fast.figures.thumbnails import clusters
 
-OVERVIEWS = {"log-psi": log_psi, "components": components, "layers": layers, "flags": flags}
-"""Of a run: functions of its details and of the names of layers."""
+OVERVIEWS = {"log-psi": log_psi, "log-odds": log_odds, "components": components, "layers": layers, "flags": flags}
+"""Of a run's layers: functions of its details and of the names of layers."""
+RUNS = {"seconds": seconds}
+"""Of a run as a whole: functions of its details."""
 CHANNELS = {
     "nulls": nulls,
     "silhouettes": silhouettes,
@@ -26,4 +28,4 @@ PICTURES = {"clusters": clusters}
 COMPARISONS = {"compare": compare}
 """Of two runs: functions of the details of both."""
 
-__all__ = ["CHANNELS", "COMPARISONS", "OVERVIEWS", "PICTURES"]
+__all__ = ["CHANNELS", "COMPARISONS", "OVERVIEWS", "PICTURES", "RUNS"]

@@ -7,7 +7,7 @@ import numpy as np
 
 from psi_fast.calibration import NO_VARIATION
 from psi_fast.errors import InputError
-from psi_fast.figures.style import COLOURS, PANEL, PART_COLOURS, heading, legend_above, panels, plain
+from psi_fast.figures.style import COLOURS, GREY, PANEL, PART_COLOURS, heading, legend_above, panels, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,17 +35,18 @@ def nulls(details: "Details", row: int) -> "Figure":
         for panel, name in zip(axes, details.present, strict=True):
             drawn = details.null_draws(name)
             assert drawn is not None, "a component that is present has draws"
-            observed, colour = own[name], PART_COLOURS[name]
+            observed = own[name]
             panel.hist(
                 drawn[row],
                 int(np.clip(drawn.shape[1] // 8, 10, 30)),
-                color=colour,
+                color=GREY,
                 alpha=0.45,
                 label=f"{drawn.shape[1]} null draws",
             )
             panel.margins(x=0.08)
             top = panel.get_ylim()[1]
-            panel.vlines(observed, 0, top, color="black", linewidth=1.2, label=f"observed: {observed:.3f}")
+            colour = PART_COLOURS[name]
+            panel.vlines(observed, 0, top, color=colour, linewidth=2, label=f"observed: {observed:.3f}")
             panel.set_ylim(0, top)
             varies = own[f"{name}_null_sd"] >= NO_VARIATION
             z = f"z = {own[f'{name}_z']:.1f}, p = {own[f'{name}_p']:.2g}" if varies else "its null does not vary"
@@ -84,10 +85,7 @@ def activations(details: "Details", row: int) -> "Figure":
     with panels(1) as (figure, (panel,)):
         panel.axvspan(low, high, color=COLOURS[1], alpha=0.25, label=f"{len(patches)} patches: {low:.3g} to {high:.3g}")
         panel.hist(maxima, 40, color=COLOURS[0], alpha=0.7, label=f"{len(maxima)} images of the set")
-        panel.set_yscale("log")
-        panel.yaxis.set_major_formatter("{x:g}")
-        panel.yaxis.set_minor_formatter("")
-        panel.set_ylim(bottom=0.7)
+        panel.yaxis.get_major_locator().set_params(integer=True)
         panel.set(xlabel="largest activation, unit of the network", ylabel="images")
         heading(figure, named(details, row))
         figure.legend(loc="outside lower center", fontsize=7)

@@ -10,7 +10,7 @@ import tyro
 
 from psi_fast.details import open_details
 from psi_fast.errors import ConfigError, InputError, ModelError, StoreError, nearest
-from psi_fast.figures import CHANNELS, COMPARISONS, OVERVIEWS, PICTURES
+from psi_fast.figures import CHANNELS, COMPARISONS, OVERVIEWS, PICTURES, RUNS
 from psi_fast.figures.style import rendered
 from psi_fast.store import write_whole
 
@@ -33,13 +33,14 @@ Out = Annotated[Path, tyro.conf.arg(help="File to write: .pdf, .svg or .png.")]
 
 def figure_commands() -> dict[str, Callable[..., None]]:
     """A command for each figure, by its name."""
-    found = {name: _told(_of_run(draw), draw) for name, draw in OVERVIEWS.items()}
+    found = {name: _told(_of_layers(draw), draw) for name, draw in OVERVIEWS.items()}
+    found |= {name: _told(_of_run(draw), draw) for name, draw in RUNS.items()}
     found |= {name: _told(_of_channel(draw), draw) for name, draw in CHANNELS.items()}
     found |= {name: _told(_of_pictures(draw), draw) for name, draw in PICTURES.items()}
     return found | {name: _told(_of_two(draw), draw) for name, draw in COMPARISONS.items()}
 
 
-def _of_run(draw: "Callable[[Details, list[str]], Figure]") -> Callable[..., None]:
+def _of_layers(draw: "Callable[[Details, list[str]], Figure]") -> Callable[..., None]:
     def command(
         folder: RunFolder,
         *,
@@ -54,6 +55,14 @@ def _of_run(draw: "Callable[[Details, list[str]], Figure]") -> Callable[..., Non
         if unknown := [name for name in layer if name not in details.layers]:
             raise InputError(f"{folder} has no layer {unknown[0]!r}{nearest(unknown[0], details.layers)}")
         _write(draw(details, [name for name in details.layers if name in layer or not layer]), out, kind)
+
+    return command
+
+
+def _of_run(draw: "Callable[[Details], Figure]") -> Callable[..., None]:
+    def command(folder: RunFolder, *, out: Out) -> None:
+        kind = _kind(out)
+        _write(draw(open_details(folder)), out, kind)
 
     return command
 

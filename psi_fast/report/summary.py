@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from psi_fast.calibration import log_odds
 from psi_fast.details import Details
 from psi_fast.report.scripts import histogram, rounded
 from psi_fast.report.sheets import Plan
+from psi_fast.scores import FLAGS
 
 BINS = 48
 LOWEST = 0.005
@@ -19,14 +21,6 @@ NUMBERS = (
     *("max_activation", "selectivity", "random_percentile"),
 )
 """Columns of the score table that a report shows."""
-FLAGS = {
-    "dead": "the activation is the same everywhere: no score",
-    "few_patches": "too few patches: no score",
-    "unselective": "the patches are no more active than random images: any patch would have done as well",
-    "degenerate:S": "S's null does not vary, so S says nothing",
-    "degenerate:Q": "Q's null does not vary (labels all alike or all different): p is 1 and PSI cannot exceed .5",
-    "degenerate:D": "D's null does not vary, so D says nothing",
-}
 
 
 @dataclass(frozen=True)
@@ -91,9 +85,7 @@ def psi_series(details: Details, layer: str) -> dict[str, list[dict[str, Any]]]:
         "random patches": details.random_log_psi(layer),
     }
     parts = {name: values[np.isfinite(values)] for name, values in parts.items()}
-    odds = {
-        name: (values - np.log(-np.expm1(np.minimum(values, -1e-300)))) / np.log(10) for name, values in parts.items()
-    }
+    odds = {name: log_odds(values) for name, values in parts.items()}
     return {
         "log_psi": _series(parts, min(_edge(parts, LOWEST), -0.5), 0.0),
         "log_odds": _series(odds, _edge(odds, LOWEST), _edge(odds, 1 - LOWEST) + 0.5),
