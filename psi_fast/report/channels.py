@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from psi_fast.calibration import NO_VARIATION
 from psi_fast.neighbours import Neighbours
 from psi_fast.report.scripts import histogram, rounded
 from psi_fast.report.summary import Shown
@@ -94,6 +95,7 @@ def _nulls(shown: Shown, row: int) -> dict[str, Any]:
         found[name] = {
             **dict(zip(("low", "high"), rounded((low, high), 5), strict=True)),
             "counts": histogram(own, low, high, BINS),
+            "varies": bool(table[f"{name}_null_sd"] >= NO_VARIATION),
             "observed": observed,
             "mean": mean,
             "sd": sd,

@@ -15,11 +15,19 @@ from psi_fast.cache import cache_folder
 from psi_fast.details import Details
 from psi_fast.errors import StoreError
 from psi_fast.experiments.outcome import CSV, Outcome, claim_cells
-from psi_fast.report.summary import Shown
+from psi_fast.report.summary import FLAGS, Shown
 from psi_fast.store import now, write_whole
 
 SCRIPTS = ("core", "theme", "charts", "address", "table", "overview", "channel", "compare", "main")
 """In the order in which they run."""
+MEANINGS = {
+    "S": ("lie clearly apart (S)", "S^ separation"),
+    "Q": ("agree with the images' classes (Q)", "Q^ agreement with classes"),
+    "D": ("have different names (D)", "D^ distinct concepts"),
+}
+"""By component what it says of clusters, and its calibrated form."""
+CHANCE = {1: (".5", ".91"), 2: (".25", ".67"), 3: (".125", ".45")}
+"""Mean and 99 % point of PSI from so many components whose z are normal: what the nulls give."""
 VEGA = "vega.js"
 """Loaded by the first chart."""
 
@@ -92,6 +100,8 @@ def write_page(
         scripts=[f"{name}.js" for name in SCRIPTS],
         made=now(),
         version=metadata.version("psi-fast"),
+        flags=FLAGS,
+        **_meaning(layers),
     )
     (folder / "index.html").write_text(text, encoding="utf-8")
 
@@ -109,6 +119,18 @@ def _vega() -> str:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_whole(kept, lambda path: path.write_text(text, encoding="utf-8"))
     return text
+
+
+def _meaning(layers: Sequence[Shown]) -> dict[str, Any]:
+    """What PSI is made of in all of the layers, and what chance alone gives of so many components."""
+    present = [name for name in MEANINGS if all(name in own.details.present for own in layers)] or ["S"]
+    said = [MEANINGS[name][0] for name in present]
+    return {
+        "parts": len(present),
+        "meaning": " and ".join(filter(None, (", ".join(said[:-1]), said[-1]))),
+        "component_names": ", ".join(MEANINGS[name][1] for name in present),
+        "chance": CHANCE[len(present)],
+    }
 
 
 def _title(runs: Sequence[Mapping[str, Any]], layers: Sequence[Shown]) -> str:

@@ -3,6 +3,7 @@
 psiFast.channel = (() => {
   const { element, number, short, probability, colour, tile, numbered, part, address, charts, load } = psiFast;
   const FIRST = 24; // patches of a cluster shown before one asks for all
+  const NAMES = { S: "S: separation", Q: "Q: agreement with classes", D: "D: distinctness of concepts" };
   const place = (id) => document.getElementById(id);
   let current = null; // {index, table, row}: what the keys move from
 
@@ -20,7 +21,6 @@ psiFast.channel = (() => {
     place("channel-clusters").replaceChildren(...clusters(about));
     paint();
     neighbours(about);
-    window.scrollTo(0, 0);
     psiFast.opened();
     await graphs(about);
   }
@@ -47,10 +47,10 @@ psiFast.channel = (() => {
   function facts({ index, table, row, layer }) {
     const value = (name) => table[name][row];
     const shown = [
-      [number(value("psi"), 4), "PSI"], [probability(value("q")), "q (p corrected for the layer)"], [number(value("k"), 0), "clusters"],
+      [number(value("psi"), 4), "PSI"], [probability(value("q")), "q (p corrected over the layer)"], [number(value("k"), 0), "clusters"],
       ...[...layer.components].map((name) => [number(value(`${name}_z`), 1), `${name} z`]),
-      [number(value("random_percentile"), 0), "% of random-patch channels below"],
-      [short(value("selectivity")), "selectivity (sd)"], [short(value("max_activation")), "largest activation"],
+      [number(value("random_percentile"), 0), "% of random-patch channels at or below"],
+      [short(value("selectivity")), "selectivity (sd)"], [short(value("max_activation")), "largest activation (network's unit)"],
     ];
     place("channel-facts").replaceChildren(
       ...shown.map(([said, name]) => element("div", { class: "fact" }, element("b", {}, said), element("span", {}, name))));
@@ -70,7 +70,7 @@ psiFast.channel = (() => {
     const { own } = about;
     const made = members(own).map((places, number_) => {
       const cluster = own.clusters[number_];
-      const row = element("div", { class: "patches" }, ...places.slice(0, FIRST).map((i) => patch(about, i)));
+      const row = element("div", { class: "patches" }, ...places.slice(0, FIRST).map((i, at) => patch(about, i, at === 0)));
       const all = places.length > FIRST && element("button", { type: "button", class: "all", onclick: (event) => {
         row.append(...places.slice(FIRST).map((i) => patch(about, i)));
         event.target.remove();
@@ -99,13 +99,13 @@ psiFast.channel = (() => {
       list("Classes (patches)", classes, { share: (value) => value / size, text: String }) || null);
   }
 
-  function patch(about, i) {
+  function patch(about, i, first = false) {
     const { layer, held, own, sheet } = about;
     const { patches } = own;
     const name = held.images[patches.image[i]];
     const label = patches.label[i] < 0 ? null : held.labels[patches.label[i]];
     const side = Math.min(Math.max(layer.patches?.tile ?? 0, 64), innerWidth < 500 ? 60 : 84);
-    const made = element("button", { type: "button", class: "patch",
+    const made = element("button", { type: "button", class: "patch", tabindex: first ? 0 : -1, "aria-describedby": "hover",
       "aria-label": `patch ${i + 1}, activation ${short(patches.activation[i])}${label === null ? "" : `, class ${label}`}, image ${name}` });
     const open = () => hover(about, i, made, name, label);
     made.addEventListener("mouseenter", open);
@@ -113,12 +113,21 @@ psiFast.channel = (() => {
     made.addEventListener("click", open);
     made.addEventListener("mouseleave", close);
     made.addEventListener("blur", close);
+    made.addEventListener("keydown", walk);
     if (!sheet) {
       made.classList.add("unseen");
       made.append(String(i + 1));
       return made;
     }
     return tile(made, sheet, patches.tile[i], layer.patches.columns, side);
+  }
+
+  // One stop for the tab key in each row of patches; within it the arrows lead on.
+  function walk(event) {
+    const to = { ArrowLeft: "previousElementSibling", ArrowRight: "nextElementSibling" }[event.key];
+    if (!to) return;
+    event.stopPropagation();
+    event.target[to]?.focus();
   }
 
   // The patch in its image: the whole image with the patch outlined.
@@ -154,8 +163,8 @@ psiFast.channel = (() => {
   function neighbours({ index, table, row, own }) {
     const cards = (rows, say) => (rows.length ? rows.map((found) => psiFast.overview.card(index, table, found[0], say(found))) : [element("p", { class: "soft" }, "none")]);
     place("neighbours-patches").replaceChildren(...cards(own.neighbours.patches,
-      ([, shared, jaccard]) => `${shared} shared (${Math.round(100 * jaccard)} % of both)`));
-    place("neighbours-concepts").replaceChildren(...cards(own.neighbours.concepts, ([, share]) => `${Math.round(100 * share)} % under the same names`));
+      ([, shared]) => `${shared} of ${own.patches.image.length} patches`));
+    place("neighbours-concepts").replaceChildren(...cards(own.neighbours.concepts, ([, share]) => `${Math.round(100 * share)} % of the patches`));
   }
 
   async function graphs({ table, row, layer, held, own }) {
@@ -166,25 +175,30 @@ psiFast.channel = (() => {
     const scored = points.filter((point) => point.silhouette !== null);
     const wanted = [];
     for (const [component, null_] of Object.entries(own.nulls)) {
-      wanted.push([`${component}: ${{ S: "separation", Q: "agreement with classes", D: "distinctness of concepts" }[component]}`,
+      if (!null_.varies) {
+        const level = short(Math.abs(null_.mean) < 1e-9 ? 0 : null_.mean);
+        wanted.push([NAMES[component], null, "", `Every null draw gives ${level}: a null that does not vary says nothing about this channel.`]);
+        continue;
+      }
+      wanted.push([NAMES[component],
         (width) => charts.nulls(component, null_, width), `Null draws of ${component} of ${name} and the observed value ${short(null_.observed)}`,
         `observed ${short(null_.observed)}, null ${short(null_.mean)} ± ${short(null_.sd)}: z ${number(null_.z, 1)}, p ${probability(null_.p)}`]);
     }
     if (scored.length) {
       const ordered = [...scored].sort((a, b) => a.cluster - b.cluster || b.silhouette - a.silhouette);
-      wanted.push(["Silhouettes", (width) => charts.silhouettes(ordered, width), `Silhouette of each patch of ${name}, by cluster`,
+      wanted.push(["Silhouettes", (width) => charts.silhouettes(ordered, width), `Silhouette of each patch of ${name}, by cluster; mean ${short(ordered.reduce((sum, one) => sum + one.silhouette, 0) / ordered.length)}`,
         "1: well inside its cluster, 0: between two, below: nearer to another"]);
       wanted.push(["Map of the patches", (width) => charts.map(scored, own.explained, width), `Patches of ${name} on their first two principal axes`,
         "first two principal axes of the embeddings; near patches look alike to the encoder"]);
     }
-    if (own.activations) wanted.push(["Activations", (width) => charts.activations(own.activations, width), `Histogram of the largest activations of ${name} in the images`,
+    if (own.activations) wanted.push(["Activations", (width) => charts.activations(own.activations, width), `Histogram of the largest activations of ${name} in the images, ${short(own.activations.low)} to ${short(own.activations.high)}; its patches lie from ${short(own.activations.band[0])} to ${short(own.activations.band[1])}`,
       "a sample of all images; shaded: the band of this channel's patches"]);
-    if (own.swaps) wanted.push(["Patch swap", (width) => charts.swaps(own.swaps, width), `Effect of swapped patches on ${name}`, "what a patch of one cluster does in the place of another; lines: 95 % intervals"]);
+    if (own.swaps) wanted.push(["Patch swap", (width) => charts.swaps(own.swaps, width), `Effect of swapped patches on ${name}: ${own.swaps?.map((one) => `${one.condition} ${short(one.value)}`).join(", ")}`, "what a patch of one cluster does in the place of another; lines: 95 % intervals"]);
     const figures = wanted.map(([title, , , said]) => element("figure", { class: "chart" }, element("figcaption", {}, title), element("div", { class: "plot" }), element("p", { class: "soft" }, said)));
     place("channel-charts").replaceChildren(...figures);
     for (const [i, [, make, about]] of wanted.entries()) {
       if (current.row !== row) return;
-      await charts.draw(figures[i].querySelector(".plot"), make, about);
+      if (make) await charts.draw(figures[i].querySelector(".plot"), make, about);
     }
   }
 

@@ -97,14 +97,15 @@ psiFast.charts = (() => {
           scale: { domain: [series[0].low, series[0].high], nice: false } },
         y: { field: "share", type: "quantitative", title: `share per bin of ${step.toPrecision(2)}`, axis: { format: "%" } },
         color: { field: "name", type: "nominal", sort: names, title: null, legend: { orient: "top", columns: width < 500 ? 1 : 3 },
-          scale: { domain: names, range: [colours()[0], "#888888", colours()[1]] } },
+          scale: { domain: names, range: [colours()[0], "#767676", colours()[1]] } },
       },
       layer: [
         { transform: [{ filter: { field: "name", equal: names[0] } }],
           mark: { type: "bar", opacity: 0.55, binSpacing: 0, tooltip: true },
           encoding: { x: { field: "from", type: "quantitative", bin: { binned: true } }, x2: { field: "to" } } },
         { transform: [{ filter: { not: { field: "name", equal: names[0] } } }],
-          mark: { type: "line", interpolate: "step", strokeWidth: 2 } },
+          mark: { type: "line", interpolate: "step", strokeWidth: 2 },
+          encoding: { strokeDash: { field: "name", type: "nominal", sort: names, title: null, scale: { domain: names, range: [[1, 0], [5, 3], [1, 0]] } } } },
       ],
     };
   }
@@ -118,9 +119,8 @@ psiFast.charts = (() => {
       data: { values: rows }, columns, spacing: 20,
       concat: pairs.map(([a, b]) => ({
         width: side, height: side,
-        mark: { type: "point", filled: true, size: 14, opacity: 0.45 },
-        encoding: { x: axis(a), y: axis(b), color: { field: "layer", type: "nominal", title: null,
-          legend: new Set(rows.map((row) => row.layer)).size > 1 ? { orient: "top" } : null },
+        mark: { type: "point", filled: true, size: 14, opacity: 0.45, color: colours()[0] },
+        encoding: { x: axis(a), y: axis(b),
           tooltip: [{ field: "key", title: "channel" }, ...parts.map((part) => ({ field: part, title: `${part}^`, format: ".3f" }))] },
       })),
     };
@@ -130,7 +130,7 @@ psiFast.charts = (() => {
     return {
       width, height: Math.max(70, order.length * 34), autosize: fit, data: { values: rows },
       encoding: { y: { field: "layer", type: "nominal", sort: order, title: null, axis: { labelLimit: 180 } },
-        x: { field: "psi", type: "quantitative", title: "PSI: median, quartiles, 5 % and 95 %", scale: { domain: [0, 1] } } },
+        x: { field: "p50", type: "quantitative", title: "log10 of PSI / (1 - PSI): median, quartiles, 5 % and 95 %", scale: { zero: false } } },
       layer: [
         { mark: { type: "rule" }, encoding: { x: { field: "p5", type: "quantitative" }, x2: { field: "p95" } } },
         { mark: { type: "bar", height: 14, color: colours()[0] }, encoding: { x: { field: "p25", type: "quantitative" }, x2: { field: "p75" } } },
@@ -139,13 +139,13 @@ psiFast.charts = (() => {
     };
   }
 
-  function bars(values, title, width, fill = 0) {
+  function bars(values, title, width) {
     return {
       width, height: Math.max(40, values.length * 24), autosize: fit, data: { values },
       encoding: { y: { field: "name", type: "nominal", sort: null, title: null, axis: { labelLimit: 200 } },
         x: { field: "value", type: "quantitative", title, axis: { tickMinStep: 1 } } },
       layer: [
-        { mark: { type: "bar", color: colours()[fill] } },
+        { mark: { type: "bar", color: colours()[0] } },
         { mark: { type: "text", align: "left", dx: 4 }, encoding: { text: { field: "said" } } },
       ],
     };
@@ -157,7 +157,7 @@ psiFast.charts = (() => {
     return {
       width, height: 130, autosize: fit,
       layer: [
-        { data: { values }, mark: { type: "bar", color: "#999999", binSpacing: 0, tooltip: true },
+        { data: { values }, mark: { type: "bar", color: "#767676", binSpacing: 0, tooltip: true },
           encoding: { x: { field: "from", type: "quantitative", bin: { binned: true }, title: part, scale: { domain, nice: false, zero: false } }, x2: { field: "to" },
             y: { field: "count", type: "quantitative", title: "null draws", axis: { tickMinStep: 1, format: "d" } } } },
         { data: { values: [{ observed }] }, mark: { type: "rule", strokeWidth: 3, color: partColour(part), tooltip: true },
@@ -184,9 +184,13 @@ psiFast.charts = (() => {
 
   function map(patches, explained, width) {
     const names = clustersOf(patches);
-    const axis = (field, i) => ({ field, type: "quantitative", title: `axis ${i + 1} (${Math.round(100 * explained[i])} % of variance)`, axis: { labels: false, ticks: false } });
+    const ends = ["x", "y"].map((field) => patches.map((patch) => patch[field])).map((values) => [Math.min(...values), Math.max(...values)]);
+    const half = 0.54 * Math.max(...ends.map(([low, high]) => high - low)) || 1; // one scale for both: distances can be compared
+    const axis = (field, i) => ({ field, type: "quantitative", title: `axis ${i + 1} (${Math.round(100 * explained[i])} % of variance)`, axis: { labels: false, ticks: false },
+      scale: { domain: [(ends[i][0] + ends[i][1]) / 2 - half, (ends[i][0] + ends[i][1]) / 2 + half], nice: false, zero: false } });
+    const side = Math.max(120, Math.min(width - 110, 300));
     return {
-      width, height: 240, autosize: fit, data: { values: patches },
+      width: side, height: side, data: { values: patches },
       mark: { type: "point", filled: true, size: 45, opacity: 0.8 },
       encoding: {
         x: axis("x", 0), y: axis("y", 1),

@@ -39,7 +39,7 @@ psiFast.compare = (() => {
       await charts.draw(place("chart-ranks"), (width) => charts.ranks(values, names, width), `Ranks of the channels in ${names[0]} and in ${names[1]}`, "canvas");
       movers(index, table, shared, ranked);
     }
-    await charts.draw(place("chart-compare"), (width) => charts.layers(layers.map((layer) => spread(table, layer)), names, width), `PSI of ${names.join(" and ")}`);
+    await charts.draw(place("chart-compare"), (width) => charts.layers(layers.map((layer) => spread(table, layer)), names, width), `Odds of PSI of ${names.join(" and ")}`);
   }
 
   function matched(table, [first, second]) {

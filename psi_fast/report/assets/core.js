@@ -84,9 +84,12 @@ const psiFast = (() => {
     return found;
   }
 
-  // Quantiles of PSI over the channels of a layer that have one.
+  // log10 of PSI / (1 - PSI): tells apart channels whose PSI rounds to 1.
+  const logOdds = (logPsi) => (logPsi === null ? null : (logPsi - Math.log(-Math.expm1(Math.min(logPsi, -1e-300)))) / Math.LN10);
+
+  // Quantiles of the odds of PSI over the channels of a layer that have one.
   function spread(table, layer) {
-    const sorted = table.psi.slice(layer.first, layer.first + layer.channels).filter((psi) => psi !== null).sort((a, b) => a - b);
+    const sorted = table.log_psi.slice(layer.first, layer.first + layer.channels).filter((value) => value !== null).map(logOdds).sort((a, b) => a - b);
     const at = (share) => {
       if (!sorted.length) return null;
       const place = (sorted.length - 1) * share;
@@ -96,5 +99,5 @@ const psiFast = (() => {
     return { layer: layer.key, p5: at(0.05), p25: at(0.25), p50: at(0.5), p75: at(0.75), p95: at(0.95) };
   }
 
-  return { receive, load, script, element, number, short, probability, colour, colours, partColour, tile, numbered, opened, part, spread };
+  return { receive, load, script, element, number, short, probability, colour, colours, partColour, tile, numbered, opened, part, logOdds, spread };
 })();

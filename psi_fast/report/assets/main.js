@@ -5,7 +5,10 @@
   const PAGES = ["overview", "channels", "channel", "experiments", "compare"];
   const place = (id) => document.getElementById(id);
 
-  function open(name) {
+  let shown = null; // what the reader was at, a page or a channel
+
+  // Show a page; one that the reader comes to begins at its top, and is told to those who hear it.
+  function open(name, what = name) {
     for (const page of PAGES) {
       const own = place(page);
       if (own) own.hidden = page !== name;
@@ -14,6 +17,11 @@
       if (link.dataset.page === (name === "channel" ? "channels" : name)) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
+    if (shown !== null && shown !== what) {
+      window.scrollTo(0, 0);
+      place(name).querySelector("h1").focus({ preventScroll: true });
+    }
+    shown = what;
   }
 
   function fail(error) {
@@ -49,7 +57,7 @@
     const layer = index.layers.find((one) => one.key === asked.layer);
     const row = layer ? table.channel.indexOf(asked.channel, layer.first) : -1;
     if (!layer || row < 0 || row >= layer.first + layer.channels) throw new Error(`There is no channel ${asked.layer}/${asked.channel} in this report.`);
-    open("channel");
+    open("channel", `${asked.layer}/${asked.channel}`);
     document.title = `${layer.key}/${asked.channel} – psi_fast`;
     await psiFast.channel.show(index, table, row);
   }
@@ -65,14 +73,14 @@
 
   // Arrow keys: the next and the previous channel, unless a field wants them.
   function key(event) {
-    if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    if (event.altKey || event.ctrlKey || event.metaKey) return;
     if (event.key === "Escape") psiFast.channel.close();
     if (event.target.closest("input, select, textarea")) return;
     if (event.key === "/") {
       event.preventDefault();
       search();
     }
-    if (place("channel").hidden) return;
+    if (place("channel").hidden || event.shiftKey) return;
     if (event.key === "ArrowLeft") psiFast.channel.step(-1);
     if (event.key === "ArrowRight") psiFast.channel.step(1);
   }

@@ -1,7 +1,7 @@
 "use strict";
 // The first page: how PSI lies against its baselines, how its components relate, which channels stand out.
 psiFast.overview = (() => {
-  const { element, number, spread, charts, address } = psiFast;
+  const { element, number, logOdds, spread, charts, address } = psiFast;
   const TOP = 8;
 
   function show(index, table) {
@@ -29,7 +29,7 @@ psiFast.overview = (() => {
     const parts = [...layer.components];
     if (parts.length > 1) {
       const values = rows.filter((row) => table.psi[row] !== null).map((row) => ({
-        layer: layer.key, key: `${layer.key}/${table.channel[row]}`,
+        key: `${layer.key}/${table.channel[row]}`,
         ...Object.fromEntries(parts.map((part) => [part, table[`${part}_hat`][row]])) }));
       await charts.draw(place("chart-components"), (width) => charts.components(values, parts, width),
         `Calibrated components of the channels of ${layer.key} against each other`, "canvas");
@@ -37,14 +37,16 @@ psiFast.overview = (() => {
       place("chart-components").replaceChildren(element("p", { class: "soft" }, "PSI is made of one component alone in this run."));
     }
     const order = index.layers.map((one) => one.key);
-    await charts.draw(place("chart-layers"), (width) => charts.layers(index.layers.map((one) => spread(table, one)), order, width), "PSI by layer");
+    const spreads = index.layers.map((one) => spread(table, one));
+    await charts.draw(place("chart-layers"), (width) => charts.layers(spreads, order, width),
+      `Odds of PSI by layer, median of log10: ${spreads.map((one) => `${one.layer} ${number(one.p50, 1)}`).join(", ")}`);
     const counts = index.flags.map((name, bit) => ({ name, value: rows.filter((row) => table.flags[row] & (1 << bit)).length }));
     const none = rows.filter((row) => table.flags[row] === 0).length;
     const flags = [...counts, { name: "no flag", value: none }].map((one) => ({ ...one, said: String(one.value) }));
-    await charts.draw(place("chart-flags"), (width) => charts.bars(flags, "channels", width), `Channels of ${layer.key} by flag`);
+    await charts.draw(place("chart-flags"), (width) => charts.bars(flags, "channels", width), `Channels of ${layer.key} by flag: ${flags.map((one) => `${one.name} ${one.said}`).join(", ")}`);
     const seconds = Object.entries(index.runs[layer.run].seconds).map(([name, value]) => ({ name, value, said: `${value.toFixed(1)} s` }));
-    await charts.draw(place("chart-seconds"), (width) => charts.bars(seconds, "seconds", width, 5),
-      `Time of each stage of the run ${index.runs[layer.run].name}`);
+    await charts.draw(place("chart-seconds"), (width) => charts.bars(seconds, "seconds", width),
+      `Time of each stage of the run ${index.runs[layer.run].name}: ${seconds.map((one) => `${one.name} ${one.said}`).join(", ")}`);
   }
 
   function tiles(index, table, layer, rows) {
@@ -54,7 +56,7 @@ psiFast.overview = (() => {
       [rows.length, "channels"],
       [count((row) => table.q[row] < 0.05), "significant (q < .05)"],
       [count((row) => table.random_percentile[row] > 95), "above 95 % of random-patch channels"],
-      [number(spread(table, layer).p50, 3), "median PSI"],
+      [number(1 / (1 + 10 ** -spread(table, layer).p50), 3), "median PSI"],
       [index.runs[layer.run].images, "images"],
     ];
     document.getElementById("overview-facts").replaceChildren(
@@ -68,7 +70,7 @@ psiFast.overview = (() => {
   }
 
   // A channel in a few square centimetres: its strip, its concepts, its PSI.
-  function card(index, table, row, said = `PSI ${number(table.psi[row], 3)}`) {
+  function card(index, table, row, said = `PSI ${number(table.psi[row], 3)}, odds 10^${number(logOdds(table.log_psi[row]), 1)}`) {
     const layer = index.layers[table.layer[row]];
     return element("a", { class: "card", href: address.channel(layer, table.channel[row]) },
       psiFast.strip(index, table, row),

@@ -1,20 +1,23 @@
 "use strict";
 // All channels: searched, filtered, sorted, a page at a time; what is chosen stands in the address.
 psiFast.table = (() => {
-  const { element, number, probability, tile, numbered, part, address } = psiFast;
+  const { element, number, probability, logOdds, tile, numbered, part, address } = psiFast;
   const PAGE = 50;
   const NUMBERS = ["psi", "log_psi", "p", "q", "k", "S_z", "Q_z", "D_z", "random_percentile", "max_activation", "selectivity"];
   let shown = []; // rows that the filters let through, in order
 
+  let columns = []; // those of COLUMNS that the report's runs have
+
   const COLUMNS = [
     { name: "channel", title: "channel", text: true },
     { name: "psi", title: "PSI", about: "Polysemanticity Index, 0 to 1; sorted by its logarithm, which tells equal ones apart", say: (v) => number(v, 4), sort: "log_psi" },
+    { name: "log_odds", title: "odds", about: "log10 of PSI / (1 - PSI)", say: (v) => number(v, 1) },
     { name: "k", title: "k", about: "number of clusters", say: (v) => number(v, 0) },
     { name: "S_z", title: "S z", about: "separation of the clusters, in standard deviations above its null", say: (v) => number(v, 1) },
     { name: "Q_z", title: "Q z", about: "agreement with class labels, in standard deviations above its null", say: (v) => number(v, 1) },
     { name: "D_z", title: "D z", about: "distinctness of the concepts, in standard deviations above its null", say: (v) => number(v, 1) },
-    { name: "q", title: "q", about: "p corrected for the number of channels", say: probability },
-    { name: "random_percentile", title: "random %", about: "share of random-patch channels with a lower PSI", say: (v) => number(v, 0) },
+    { name: "q", title: "q", about: "p corrected over the layer's channels", say: probability },
+    { name: "random_percentile", title: "random %", about: "share of random-patch channels with a PSI at or below it", say: (v) => number(v, 0) },
   ];
 
   // One small picture a cluster, with a name for those who cannot see it.
@@ -43,7 +46,11 @@ psiFast.table = (() => {
     field("layer").closest("label").hidden = index.layers.length < 2;
     index.flags.forEach((name, bit) => field("flag").append(element("option", { value: bit }, name)));
     const head = document.querySelector("#channels thead tr");
-    for (const column of COLUMNS) {
+    columns = COLUMNS.filter(({ name }) => !/^[SQD]_z$/.test(name) || index.layers.some((layer) => layer.components.includes(name[0])));
+    for (const option of [...field("sort").options]) {
+      if (/^[SQD]_z$/.test(option.value) && !columns.some((column) => column.name === option.value)) option.remove();
+    }
+    for (const column of columns) {
       const button = element("button", { type: "button", title: column.about || null, onclick: () => sortBy(column) }, column.title);
       head.append(element("th", { scope: "col", "data-column": column.name, class: column.text ? null : "number" }, button));
     }
@@ -56,7 +63,10 @@ psiFast.table = (() => {
     });
     for (const name of FIELDS.slice(1)) field(name).addEventListener("change", () => go());
     document.getElementById("filter-clear").addEventListener("click", () => (location.hash = address.page("channels")));
-    document.getElementById("table-more").addEventListener("click", () => more(index));
+    document.getElementById("table-more").addEventListener("click", async () => more(index, await psiFast.load("table")));
+    document.querySelector("#channels tbody").addEventListener("click", (event) => {
+      if (event.target.closest("a")) history.replaceState({ rows: event.currentTarget.rows.length, top: window.scrollY }, "");
+    }, true);
     document.getElementById("table-export").addEventListener("click", () => save(index));
   }
 
@@ -90,12 +100,15 @@ psiFast.table = (() => {
       if (own.type === "checkbox") own.checked = value === "1";
       else own.value = value;
     }
+    table.log_odds ??= table.log_psi.map(logOdds);
     shown = sorted(table, filtered(index, table, query), query.get("sort") || "log_psi", query.get("order") || "down");
     heads(query);
     document.getElementById("table-count").textContent =
       `${shown.length} of ${table.channel.length} channel${table.channel.length === 1 ? "" : "s"}`;
     document.querySelector("#channels tbody").replaceChildren();
-    more(index, table);
+    const left = history.state; // where the reader was before a channel was opened
+    more(index, table, left?.rows);
+    if (left?.rows) window.scrollTo(0, left.top);
   }
 
   function filtered(index, table, query) {
@@ -113,13 +126,14 @@ psiFast.table = (() => {
       if (random && !(table.random_percentile[row] !== null && table.random_percentile[row] >= Number(random))) return false;
       if (!words.length) return true;
       const named = [`${index.layers[table.layer[row]].key}/${table.channel[row]}`.toLowerCase(), ...table.concepts[row].map((id) => lower[id])];
-      return words.every((word) => named.some((name) => name.includes(word)));
+      const number = String(table.channel[row]); // in digits a channel's whole number, or a part of a name
+      return words.every((word) => (/^\d+$/.test(word) ? word === number || named.slice(1).some((name) => name.includes(word)) : named.some((name) => name.includes(word))));
     });
   }
 
   function sorted(table, rows, name, order) {
     const sign = order === "up" ? 1 : -1;
-    if (!NUMBERS.includes(name)) return order === "up" ? rows : rows.reverse();
+    if (![...NUMBERS, "log_odds"].includes(name)) return order === "up" ? rows : rows.reverse();
     const values = table[name];
     return rows.sort((a, b) => {
       if (values[a] === null || values[b] === null) return (values[a] === null) - (values[b] === null) || a - b; // without a number: last
@@ -129,18 +143,17 @@ psiFast.table = (() => {
 
   function heads(query) {
     const by = query.get("sort") || "log_psi";
-    for (const column of COLUMNS) {
+    for (const column of columns) {
       const head = document.querySelector(`#channels th[data-column="${column.name}"]`);
       if ((column.sort || column.name) === by) head.setAttribute("aria-sort", query.get("order") === "up" ? "ascending" : "descending");
       else head.removeAttribute("aria-sort");
     }
   }
 
-  async function more(index) {
-    const table = await psiFast.load("table");
+  function more(index, table, count = PAGE) {
     const body = document.querySelector("#channels tbody");
     const begin = body.rows.length;
-    body.append(...shown.slice(begin, begin + PAGE).map((row) => line(index, table, row)));
+    body.append(...shown.slice(begin, begin + count).map((row) => line(index, table, row)));
     const left = shown.length - body.rows.length;
     const button = document.getElementById("table-more");
     button.hidden = left <= 0;
@@ -154,7 +167,7 @@ psiFast.table = (() => {
     const flags = index.flags.filter((_, bit) => table.flags[row] & (1 << bit));
     return element("tr", {},
       element("th", { scope: "row" }, element("a", { href }, index.layers.length > 1 ? `${layer.key}/${table.channel[row]}` : String(table.channel[row]))),
-      ...COLUMNS.slice(1).map((column) => element("td", { class: "number", "data-title": column.title }, column.say(table[column.name][row]))),
+      ...columns.slice(1).map((column) => element("td", { class: "number", "data-title": column.title }, column.say(table[column.name][row]))),
       element("td", { class: "clusters" }, element("a", { href, tabindex: -1 }, psiFast.strip(index, table, row)),
         element("span", {}, names.map((name, i) => `${name} (${table.sizes[row][i]})`).join(" · "))),
       element("td", { class: "flags" }, ...flags.map((name) => element("span", { class: "flag" }, name))));
