@@ -1,6 +1,7 @@
 """A channel's page in a browser: its patches and what a pointer or a key shows of them, its charts, its neighbours, its keys."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_the_page_says_what_the_scores_are(visit, single):
     assert facts["PSI"] == f"{row['psi']:.4f}"
     assert facts["clusters"] == str(row["k"])
     assert [facts[f"{part} z"] for part in "SQD"] == [f"{row[f'{part}_z']:.1f}" for part in "SQD"]
-    assert facts["% of random-patch channels below"] == f"{row['random_percentile']:.0f}"
+    assert facts["% of random-patch channels at or below"] == f"{row['random_percentile']:.0f}"
     assert float(facts["q"]) == pytest.approx(row["q"], abs=0.005)
     assert float(facts["selectivity"]) == pytest.approx(row["selectivity"], rel=0.01)
     assert float(facts["largest activation"]) == pytest.approx(row["max_activation"], rel=0.01)
@@ -194,8 +195,8 @@ def test_keys_show_the_patch_in_its_image(visit, single):
     patches = patches_of(single, 7)
     own = visit(single.index).go("3/7")
     own.find("#channel-after").focus()
-    for place in (0, 1):
-        own.press("Tab")
+    for place, key in enumerate(("Tab", "ArrowRight")):  # a stop a row of patches, and the arrows within it
+        own.press(key)
         check_note(own, single, patches.iloc[place])
     own.press("Escape")
     own.find("#hover").wait_for(state="hidden")
@@ -288,9 +289,9 @@ def test_neighbours_are_linked(visit, single, details):
         links = own.attributes(f"#neighbours-{kind} a", "href")
         assert links == [f"#3/{row}" for row, *_ in rows]
         assert links
-    row, count, jaccard = found.patches[0]
+    row, count, _ = found.patches[0]
     card = own.find("#neighbours-patches a").first
-    assert f"{count} shared ({100 * jaccard:.0f} % of both)" in card.text_content()
+    assert f"{count} of {K} patches" in card.text_content()
     card.click()
     own.asks(f"#3/{row}")
     assert own.text("#channel-name") == f"3/{row}"
@@ -354,3 +355,14 @@ def test_without_pictures_patches_have_their_ranks(visit, bare):
     assert own.find("#channels tbody tr").count() == 50
     own.go("overview")
     assert own.find("#overview-top a").count() == 8
+
+
+def test_a_null_that_does_not_vary_is_told(visit, single, tmp_path):
+    changed = shutil.copytree(single.index.parent, tmp_path / "report")
+    script = changed / "data" / "l0" / "channels-000.js"
+    script.write_text(script.read_text().replace('"varies":true', '"varies":false', 1))
+    own = visit(changed / "index.html").go("3/0")
+    first = own.find("#channel-charts figure").first
+    assert "Every null draw gives" in first.text_content()
+    assert first.locator("svg").count() == 0
+    assert own.find("#channel-charts figure").nth(1).locator("svg").count() == 1

@@ -267,6 +267,12 @@ def test_the_first_stop_of_the_keys_skips_to_the_content(visit, single):
     assert own.run("document.activeElement.closest('#overview') !== null")
 
 
+def test_the_search_is_a_key_away_where_it_takes_shift_too(visit, single):
+    own = visit(single.index).go("overview")
+    own.run("document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '/', shiftKey: true, bubbles: true}))")
+    own.until("document.activeElement.id === 'filter-search'")
+
+
 def test_the_search_is_a_key_away(visit, single):
     own = visit(single.index).go("overview")
     own.press("/")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ NONE = "\u2013"
 COLUMNS = {
     "channel": "channel",
     "PSI": "log_psi",
+    "odds": "log_psi",
     "k": "k",
     "q": "q",
     "random %": "random_percentile",
@@ -54,11 +56,13 @@ def test_rows_say_what_the_scores_are(visit, single):
             "#channels tbody tr",
         ).filter(has=own.page.get_by_role("link", name=str(channel), exact=True))
         said = cells.locator("td").all_text_contents()
-        expected = [f"{row['psi']:.4f}", str(row["k"]), *(f"{row[f'{part}_z']:.1f}" for part in "SQD")]
-        assert said[:5] == ([NONE, "0", *3 * [NONE]] if channel == DEAD else expected)
+        odds = math.log10(row["psi"] / (1 - row["psi"])) if channel != DEAD else math.nan
+        z = [f"{row[f'{part}_z']:.1f}" for part in "SQD"]
+        expected = [f"{row['psi']:.4f}", f"{odds:.1f}", str(row["k"]), *z]
+        assert said[:6] == ([NONE, NONE, "0", *3 * [NONE]] if channel == DEAD else expected)
         names = zip(row["concepts"], row["cluster_sizes"], strict=True)
-        assert said[7] == " · ".join(f"{name} ({size})" for name, size in names)
-        assert said[8] == "".join(row["flags"])
+        assert said[8] == " · ".join(f"{name} ({size})" for name, size in names)
+        assert said[9] == "".join(row["flags"])
         assert cells.locator(".strip > span").count() == row["k"]
 
 
@@ -229,3 +233,19 @@ def test_a_channel_without_a_score_is_saved_with_empty_cells(visit, single):
     own = visit(single.index).go("channels?flag=0")
     [row] = saved(own)[1]
     assert (row["channel"], row["psi"], row["k"], row["concepts"], row["flags"]) == (str(DEAD), "", "0", "", "dead")
+
+
+def test_the_way_back_leads_to_the_row_that_was_left(visit, single):
+    own = visit(single.index).go("channels")
+    own.find("#table-more").click()
+    last = own.find(NUMBERS).nth(CHANNELS - 2)
+    last.scroll_into_view_if_needed()
+    left = own.run("window.scrollY")
+    last.click()
+    own.find("#channel-name").wait_for()
+    assert own.run("window.scrollY") == 0
+    assert own.run("document.activeElement.id") == "channel-name"
+    own.page.go_back()
+    own.find("#channels").wait_for()
+    assert own.find(NUMBERS).count() == CHANNELS
+    own.until("left => Math.abs(window.scrollY - left) < 60", left)

@@ -15,7 +15,8 @@ from psi_fast.cache import cache_folder
 from psi_fast.details import Details
 from psi_fast.errors import StoreError
 from psi_fast.experiments.outcome import CSV, Outcome, claim_cells
-from psi_fast.report.summary import FLAGS, Shown
+from psi_fast.report.summary import Shown
+from psi_fast.scores import FLAGS
 from psi_fast.store import now, write_whole
 
 SCRIPTS = ("core", "theme", "charts", "address", "table", "overview", "channel", "compare", "main")

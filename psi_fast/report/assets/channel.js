@@ -3,7 +3,7 @@
 psiFast.channel = (() => {
   const { element, number, short, probability, colour, tile, numbered, part, address, charts, load } = psiFast;
   const FIRST = 24; // patches of a cluster shown before one asks for all
-  const NAMES = { S: "S: separation", Q: "Q: agreement with classes", D: "D: distinctness of concepts" };
+  const NAMES = { S: "separation", Q: "agreement with classes", D: "distinctness of concepts" };
   const place = (id) => document.getElementById(id);
   let current = null; // {index, table, row}: what the keys move from
 
@@ -175,14 +175,12 @@ psiFast.channel = (() => {
     const scored = points.filter((point) => point.silhouette !== null);
     const wanted = [];
     for (const [component, null_] of Object.entries(own.nulls)) {
-      if (!null_.varies) {
-        const level = short(Math.abs(null_.mean) < 1e-9 ? 0 : null_.mean);
-        wanted.push([NAMES[component], null, "", `Every null draw gives ${level}: a null that does not vary says nothing about this channel.`]);
-        continue;
-      }
-      wanted.push([NAMES[component],
-        (width) => charts.nulls(component, null_, width), `Null draws of ${component} of ${name} and the observed value ${short(null_.observed)}`,
-        `observed ${short(null_.observed)}, null ${short(null_.mean)} ± ${short(null_.sd)}: z ${number(null_.z, 1)}, p ${probability(null_.p)}`]);
+      const level = short(Math.abs(null_.mean) < 1e-9 ? 0 : null_.mean);
+      wanted.push([`${component}: ${NAMES[component]}`, null_.varies && ((width) => charts.nulls(component, null_, width)),
+        `Null draws of ${component} of ${name} and the observed value ${short(null_.observed)}`,
+        null_.varies
+          ? `observed ${short(null_.observed)}, null ${short(null_.mean)} ± ${short(null_.sd)}: z ${number(null_.z, 1)}, p ${probability(null_.p)}`
+          : `Every null draw gives ${level}: a null that does not vary says nothing about this channel.`]);
     }
     if (scored.length) {
       const ordered = [...scored].sort((a, b) => a.cluster - b.cluster || b.silhouette - a.silhouette);
