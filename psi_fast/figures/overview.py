@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from psi_fast.calibration import log_odds as log_odds_of
+from psi_fast.errors import InputError
 from psi_fast.figures.style import COLOURS, GREY, PANEL, heading, legend_above, panels, plain
 from psi_fast.scores import FLAGS
 
@@ -173,7 +174,10 @@ def _series(details: "Details", layer: str) -> dict[str, tuple[np.ndarray, str]]
         "random-patch channels": (details.random_log_psi(layer), RANDOM),
         "null draws": (details.null_log_psi(layer), NULL),
     }
-    return {name: (values[np.isfinite(values)], colour) for name, (values, colour) in found.items()}
+    found = {name: (values[np.isfinite(values)], colour) for name, (values, colour) in found.items()}
+    if not any(len(values) for values, _ in found.values()):
+        raise InputError(f"nothing in {layer} has a PSI, neither channels nor baselines; name other layers by --layer")
+    return found
 
 
 def _histograms(panel: "Axes", series: dict[str, tuple[np.ndarray, str]], bins: np.ndarray) -> None:
