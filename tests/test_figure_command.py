@@ -1,12 +1,15 @@
 """`psi-fast figure`: every figure by its name, the same bytes each time, and one line for what is wrong."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
-from tiny_stored import two_layers, with_swaps
+from tiny_stored import LAYERS, two_layers, with_swaps
 
+from psi_fast.errors import InputError
 from psi_fast.figures import CHANNELS, COMPARISONS, OVERVIEWS, PICTURES, RUNS
 from psi_fast.figures.commands import figure_commands
 
@@ -114,3 +117,14 @@ def test_wrong_words_end_in_one_line(details, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("psi_fast.figures.commands.find_spec", lambda _: None)
     assert tiny.run("figure", "flags", details.folder, "--out", out) == 2
     assert 'pip install "psi-fast[experiments]"' in tiny.one_line(capsys)
+
+
+@pytest.mark.parametrize("name", ["log-psi", "log-odds"])
+def test_a_layer_without_any_score_is_told(details, monkeypatch, name):
+    for part in ("random_log_psi", "null_log_psi"):
+        monkeypatch.setattr(type(details), part, lambda *_: np.full(3, np.nan))
+    monkeypatch.setitem(
+        details.__dict__, "scores", replace(details.scores, table=details.scores.table.assign(log_psi=np.nan))
+    )
+    with pytest.raises(InputError, match=f"nothing in {LAYERS[0]} has a PSI"):
+        OVERVIEWS[name](details, LAYERS)

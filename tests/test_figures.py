@@ -132,17 +132,6 @@ def test_odds_have_channels_and_both_baselines(details):
         assert text_of(panel.get_legend())[0] == f"channels ({len(own)})"
 
 
-@pytest.mark.parametrize("name", ["log-psi", "log-odds"])
-def test_a_layer_without_any_score_is_told(details, monkeypatch, name):
-    for part in ("random_log_psi", "null_log_psi"):
-        monkeypatch.setattr(type(details), part, lambda *_: np.full(3, np.nan))
-    monkeypatch.setitem(
-        details.__dict__, "scores", replace(details.scores, table=details.scores.table.assign(log_psi=np.nan))
-    )
-    with pytest.raises(InputError, match=f"nothing in {LAYERS[0]} has a PSI"):
-        OVERVIEWS[name](details, LAYERS)
-
-
 def test_odds_of_psi():
     log_psi = np.array([-800.0, -5, -0.1, -1e-20, 0, np.nan])
     found = log_odds(log_psi)
