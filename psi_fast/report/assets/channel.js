@@ -54,7 +54,7 @@ psiFast.channel = (() => {
     ];
     place("channel-facts").replaceChildren(
       ...shown.map(([said, name]) => element("div", { class: "fact" }, element("b", {}, said), element("span", {}, name))));
-    const flags = index.flags.filter((_, bit) => table.flags[row] & (1 << bit));
+    const flags = psiFast.flagsOf(index, table, row);
     place("channel-flags").replaceChildren(...flags.map((name) => element("span", { class: "flag", title: index.flag_notes[name] || null }, name)));
   }
 

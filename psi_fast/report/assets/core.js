@@ -84,6 +84,9 @@ const psiFast = (() => {
     return found;
   }
 
+  // Names of the flags that a row carries.
+  const flagsOf = (index, table, row) => index.flags.filter((_, bit) => table.flags[row] & (1 << bit));
+
   // log10 of PSI / (1 - PSI): tells apart channels whose PSI rounds to 1.
   const logOdds = (logPsi) => (logPsi === null ? null : (logPsi - Math.log(-Math.expm1(Math.min(logPsi, -1e-300)))) / Math.LN10);
 
@@ -99,5 +102,5 @@ const psiFast = (() => {
     return { layer: layer.key, p5: at(0.05), p25: at(0.25), p50: at(0.5), p75: at(0.75), p95: at(0.95) };
   }
 
-  return { receive, load, script, element, number, short, probability, colour, colours, partColour, tile, numbered, opened, part, logOdds, spread };
+  return { receive, load, script, element, number, short, probability, colour, colours, partColour, tile, numbered, opened, part, flagsOf, logOdds, spread };
 })();

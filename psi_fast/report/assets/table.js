@@ -1,7 +1,7 @@
 "use strict";
 // All channels: searched, filtered, sorted, a page at a time; what is chosen stands in the address.
 psiFast.table = (() => {
-  const { element, number, probability, logOdds, tile, numbered, part, address } = psiFast;
+  const { element, number, probability, flagsOf, logOdds, tile, numbered, part, address } = psiFast;
   const PAGE = 50;
   const NUMBERS = ["psi", "log_psi", "p", "q", "k", "S_z", "Q_z", "D_z", "random_percentile", "max_activation", "selectivity"];
   let shown = []; // rows that the filters let through, in order
@@ -164,7 +164,7 @@ psiFast.table = (() => {
     const layer = index.layers[table.layer[row]];
     const href = address.channel(layer, table.channel[row]);
     const names = psiFast.conceptNames(index, table, row);
-    const flags = index.flags.filter((_, bit) => table.flags[row] & (1 << bit));
+    const flags = flagsOf(index, table, row);
     return element("tr", {},
       element("th", { scope: "row" }, element("a", { href }, index.layers.length > 1 ? `${layer.key}/${table.channel[row]}` : String(table.channel[row]))),
       ...columns.slice(1).map((column) => element("td", { class: "number", "data-title": column.title }, column.say(table[column.name][row]))),
@@ -186,7 +186,7 @@ psiFast.table = (() => {
       const layer = index.layers[table.layer[row]];
       lines.push([index.runs[layer.run].name, layer.layer, table.channel[row], ...NUMBERS.map((name) => table[name]?.[row]),
         table.sizes[row].join(";"), table.concepts[row].map((id) => index.concepts[id]).join(";"),
-        index.flags.filter((_, bit) => table.flags[row] & (1 << bit)).join(";")]);
+        flagsOf(index, table, row).join(";")]);
     }
     return `${lines.map((one) => one.map(cell).join(",")).join("\r\n")}\r\n`;
   }
