@@ -175,8 +175,10 @@ def test_colours_are_the_systems_until_one_chooses(visit, single, system, paper)
     await_ink(own, words)
     assert own.style("body", "backgroundColor") == other
     own.page.emulate_media(color_scheme=system)
+    own.until(
+        "word => document.querySelector('#theme').textContent === word", {"light": "Dark", "dark": "Light"}[system]
+    )
     button = own.find("#theme")
-    assert button.text_content() == {"light": "Dark", "dark": "Light"}[system]
     button.click()
     await_ink(own, words)
     assert own.style("body", "backgroundColor") == other
