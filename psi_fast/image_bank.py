@@ -1,11 +1,13 @@
 """Images decoded once: a square of uint8 pixels each, in one file that is mapped into memory."""
 
+import hashlib
 import inspect
 import json
 import os
 import shutil
 import tempfile
 import weakref
+import zlib
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -26,13 +28,15 @@ from psi_fast.prefetch import prefetch
 from psi_fast.progress import Progress
 from psi_fast.store import fingerprint
 
-FORMAT = 1
+FORMAT = 2
 """Changes when a bank's files do."""
 PIXELS, SIZES, ABOUT = "pixels.npy", "sizes.npy", "bank.json"
 BUILDING = ".building-"
 PROBED = 64
 """Images whose size is looked at before the side of the bank is chosen."""
 MAX_SIDE = 4096
+CHECKED = 64
+"""Images whose checksums one thread finds at a time."""
 RESIDENT_SHARE = 0.5
 """Of a GPU's free memory, what a bank may take; a larger one is read from disk batch by batch."""
 
@@ -100,12 +104,15 @@ class ImageBank(Squares):
         Width and height of the originals in px.
     folder : Path
         Where the pixels lie.
+    content : str
+        Checksum of pixels and sizes as they were written.
     """
 
-    def __init__(self, pixels: np.ndarray, sizes: np.ndarray, folder: Path) -> None:
+    def __init__(self, pixels: np.ndarray, sizes: np.ndarray, folder: Path, content: str) -> None:
         super().__init__(pixels)
         self.sizes = sizes
         self.folder = folder
+        self.content = content
 
     def to(self, device: torch.device) -> "ImageBank":
         """The bank itself, its pixels now in a GPU's memory if they fit well."""
@@ -150,14 +157,18 @@ def open_bank(
     """
     side = side_for(images, largest, side)
     root, identity = _place(images, folder, side)
-    bank = require_room(images, folder=folder, side=side)
-    if bank is not None:
+    if (bank := held_bank(images, folder=folder, side=side)) is not None:
         return bank
     place = root / identity[:20]
+    shutil.rmtree(place, ignore_errors=True)  # one that is not whole, has a wrong bit or is of another version
+    _make_room(images, root, side)
     with _built(root, place, images.lasting) as (building, final, held):
-        _decode(images, side, building, progress)
-        (building / ABOUT).write_text(json.dumps({"format": FORMAT, "identity": identity}), encoding="utf-8")
+        content = _decode(images, side, building, progress)
+        about = {"format": FORMAT, "identity": identity, "content": content}
+        (building / ABOUT).write_text(json.dumps(about), encoding="utf-8")
     bank = _held(final, identity, len(images), side)
+    if bank is not None and not _sound(bank):
+        bank = None
     if bank is None:
         raise StoreError(f"the decoded images in {final} do not read back; is another program writing there?")
     if not images.lasting:
@@ -165,8 +176,8 @@ def open_bank(
     return bank
 
 
-def require_room(images: ImageSet, *, folder: Path | None, side: int) -> ImageBank | None:
-    """The bank of `images` with `side` in px, if an earlier run left it; else None, once the disk has room for it.
+def require_room(images: ImageSet, *, folder: Path | None, side: int) -> None:
+    """See that the disk has room for the bank of `images` with `side` in px, unless an earlier run left it.
 
     Folders that killed runs left are taken away first. `folder` is as for `open_bank`.
 
@@ -175,9 +186,13 @@ def require_room(images: ImageSet, *, folder: Path | None, side: int) -> ImageBa
     StoreError
         The folder cannot be made, or the disk has no room: what `open_bank` would find only when it decodes.
     """
-    if (bank := held_bank(images, folder=folder, side=side)) is not None:
-        return bank
-    root, _ = _place(images, folder, side)
+    root, identity = _place(images, folder, side)
+    if not images.lasting or _held(root / identity[:20], identity, len(images), side) is None:
+        _make_room(images, root, side)
+
+
+def _make_room(images: ImageSet, root: Path, side: int) -> None:
+    """As `require_room`, of a bank that is not there."""
     with _writing(root):
         root.mkdir(parents=True, exist_ok=True)
         _sweep(root)
@@ -188,13 +203,16 @@ def require_room(images: ImageSet, *, folder: Path | None, side: int) -> ImageBa
             "keep none (--bank stream), give another folder (--bank), a smaller side (--bank-side) or fewer images "
             "(--max-images)",
         )
-    return None
 
 
 def held_bank(images: ImageSet, *, folder: Path | None, side: int) -> ImageBank | None:
-    """The bank of `images` with `side` in px that an earlier run left in `folder` (as for `open_bank`); None without one."""
+    """The bank of `images` with `side` in px that an earlier run left in `folder` (as for `open_bank`).
+
+    None without one, or where a bit of it is not what was written: all of it is read for that.
+    """
     root, identity = _place(images, folder, side)
-    return _held(root / identity[:20], identity, len(images), side) if images.lasting else None
+    bank = _held(root / identity[:20], identity, len(images), side) if images.lasting else None
+    return bank if bank is not None and _sound(bank) else None
 
 
 def side_for(images: ImageSet, largest: int, side: int | None) -> int:
@@ -257,31 +275,46 @@ def _held(place: Path, identity: str, count: int, side: int) -> ImageBank | None
         about = json.loads((place / ABOUT).read_text(encoding="utf-8"))
         pixels = open_memmap(place / PIXELS, mode="c")  # never written to; a read-only map makes torch warn
         sizes = np.load(place / SIZES)
-    except (OSError, ValueError):
+    except Exception:  # a header with a wrong bit makes NumPy raise whatever Python's own parser does
         return None
     shapes = (pixels.shape, pixels.dtype, sizes.shape, sizes.dtype)
-    if about != {"format": FORMAT, "identity": identity} or shapes != (
-        (count, side, side, 3),
-        np.uint8,
-        (count, 2),
-        np.int64,
-    ):
+    if not isinstance(about, dict) or (about.get("format"), about.get("identity")) != (FORMAT, identity):
         return None
-    return ImageBank(pixels, sizes, place)
+    if shapes != ((count, side, side, 3), np.uint8, (count, 2), np.int64):
+        return None
+    return ImageBank(pixels, sizes, place, str(about.get("content")))
 
 
-def _decode(images: ImageSet, side: int, folder: Path, progress: Progress) -> None:
-    """Writes the files of pixels and of the originals' sizes into `folder`."""
+def _sound(bank: ImageBank) -> bool:
+    """Whether a bank holds what was written, down to each bit."""
+    pixels = bank.read(slice(None), torch.device("cpu")).numpy()
+
+    def work(first: int) -> list[int]:
+        return [zlib.crc32(own) for own in pixels[first : first + CHECKED]]
+
+    with closing(prefetch(work, range(0, len(pixels), CHECKED), ahead=64)) as parts:
+        checks = np.array([own for part in parts for own in part], dtype=np.uint32)
+    return bank.content == _content(checks, bank.sizes)
+
+
+def _content(checks: np.ndarray, sizes: np.ndarray) -> str:
+    """SHA-256 (hex) of the images' CRC-32 [N] uint32, which threads find side by side, and of their sizes."""
+    return hashlib.sha256(checks.tobytes() + sizes.tobytes()).hexdigest()
+
+
+def _decode(images: ImageSet, side: int, folder: Path, progress: Progress) -> str:
+    """Writes the files of pixels and of the originals' sizes into `folder`; the checksum of both."""
     pixels = open_memmap(folder / PIXELS, mode="w+", dtype=np.uint8, shape=(len(images), side, side, 3))
     if hasattr(os, "posix_fallocate"):  # a mapped file that finds the disk full ends the process
         with (folder / PIXELS).open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
-    sizes = np.empty((len(images), 2), dtype=np.int64)
+    sizes, checks = np.empty((len(images), 2), dtype=np.int64), np.empty(len(images), dtype=np.uint32)
 
     def work(index: int) -> None:
         image = images.load(index)
         sizes[index] = image.size
-        pixels[index] = squared(image, side)
+        square = np.ascontiguousarray(squared(image, side))
+        pixels[index], checks[index] = square, zlib.crc32(square)
 
     with (
         closing(prefetch(work, range(len(images)), ahead=64)) as done,
@@ -291,6 +324,7 @@ def _decode(images: ImageSet, side: int, folder: Path, progress: Progress) -> No
             bar.update()
     pixels.flush()
     np.save(folder / SIZES, sizes)
+    return _content(checks, sizes)
 
 
 @contextmanager
@@ -307,7 +341,7 @@ def _built(root: Path, place: Path, lasting: bool) -> Iterator[tuple[Path, Path,
         with _writing(root):
             yield building, final, held
             if lasting:
-                shutil.rmtree(place, ignore_errors=True)  # one that is not whole, or of another version
+                shutil.rmtree(place, ignore_errors=True)  # one that another process has made meanwhile
                 building.rename(place)
     except BaseException:
         _discard(building, held)

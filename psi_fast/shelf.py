@@ -1,6 +1,7 @@
 """Named results on disk, found again by what they were made from: what runs and experiments share, and go on from."""
 
 import hashlib
+import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialised
@@ -20,7 +20,7 @@ EVERY = 15.0
 """Seconds of work on an unfinished result that a run which is killed may lose, beside its last batch."""
 SHARE = 0.05
 """Of the time, what writing unfinished results may take: where they are so big that this is less often, more may be lost."""
-FORMAT = 1
+FORMAT = 2
 """Changes when a file's content or the way one of its values is made does."""
 
 
@@ -70,15 +70,15 @@ class Shelf:
                 yield found
 
     def table(self, kind: str, about: Any, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """The table that `make` returns, without its index; as `tensors`."""
-        mark = fingerprint([FORMAT, kind, about])
-        path = self.folder / f"{kind}-{mark[:20]}.parquet"
-        try:
-            return pd.read_parquet(path)
-        except (OSError, pa.ArrowException):
-            table = make()
-            self._write(path, lambda place: table.to_parquet(place, index=False))
-        return pd.read_parquet(path)  # lists as arrays, whether or not the table was there
+        """The table that `make` returns, without its index; as `tensors`, in a file of the same kind."""
+
+        def packed() -> dict[str, torch.Tensor]:
+            file = io.BytesIO()
+            make().to_parquet(file, index=False)
+            return {"parquet": torch.frombuffer(file.getbuffer(), dtype=torch.uint8)}
+
+        held = self.tensors(kind, about, packed)["parquet"]
+        return pd.read_parquet(io.BytesIO(held.numpy().tobytes()))  # lists as arrays, whether or not it was there
 
     def unfinished(self, kind: str, about: Any) -> "Unfinished":
         """What there is of a result that takes long, for whoever goes on with it; `about` as in `tensors`."""

@@ -26,7 +26,10 @@ EMBEDDINGS, DISTRIBUTIONS = "embeddings.safetensors", "distributions.safetensors
 TEMPORARY = ".psi-fast-"
 SHARED, EXPERIMENTS, REPORT, UNFINISHED = "shared", "experiments", "report", "unfinished"
 """Folders beside a run's files: what experiments share, their results, pages to look at, and what a run goes on from."""
-OWN = (SCORES, PATCHES, EMBEDDINGS, DISTRIBUTIONS, SHARED, EXPERIMENTS, REPORT, UNFINISHED)
+FILES = (SCORES, PATCHES, EMBEDDINGS, DISTRIBUTIONS)
+"""Of a run, beside the manifest, which has their checksums."""
+OWN = (*FILES, SHARED, EXPERIMENTS, REPORT, UNFINISHED)
+CHECKSUMS = "checksums"
 PRESENTATION = ("report", "figures")
 """Packages of psi_fast that show results and decide none."""
 
@@ -115,7 +118,10 @@ def save(
     concepts: tuple[str, ...],
     distributions: dict[str, torch.Tensor],
 ) -> None:
-    """Write a run; `tensors` are the embeddings. The manifest comes last, so a folder with one is complete."""
+    """Write a run; `tensors` are the embeddings. The manifest comes last, so a folder with one is complete.
+
+    The files' checksums are put into the scores' manifest.
+    """
     if scores.patches is None:
         raise StoreError("a run without patches cannot be saved; use Scores.to_parquet for the table alone")
     table, patches = scores.table, scores.patches
@@ -124,6 +130,8 @@ def save(
         write_whole(folder / PATCHES, lambda path: patches.to_parquet(path, index=False))
         _write_tensors(folder / EMBEDDINGS, tensors, {"concepts": json.dumps(concepts)})
         _write_tensors(folder / DISTRIBUTIONS, distributions)
+        scores.manifest[CHECKSUMS] = {name: _checksum(folder / name) for name in FILES}
+        scores.manifest[CHECKSUMS][MANIFEST] = _seal(scores.manifest)
         text = json.dumps(scores.manifest, indent=2, ensure_ascii=False) + "\n"
         write_whole(folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
     except (OSError, pa.ArrowException, ValueError) as error:
@@ -137,11 +145,13 @@ def load(folder: str | Path) -> Scores:
     Raises
     ------
     StoreError
-        There is no finished run, or a file of it cannot be read.
+        There is no finished run, or a file of it cannot be read or is not what was written.
     """
     folder = Path(folder)
     _require_finished(folder)
     manifest = _read_manifest(folder)
+    for name in (SCORES, PATCHES):
+        _require_same(folder, manifest, name)
     try:
         table = _with_lists(pd.read_parquet(folder / SCORES))
         patches = pd.read_parquet(folder / PATCHES)
@@ -161,7 +171,7 @@ def load_embeddings(folder: str | Path) -> tuple[dict[str, torch.Tensor], list[s
     Raises
     ------
     StoreError
-        There is no finished run, or the file cannot be read.
+        There is no finished run, or the file cannot be read or is not what was written.
     """
     folder = Path(folder)
     _require_finished(folder)
@@ -183,7 +193,7 @@ def load_distributions(folder: str | Path) -> dict[str, torch.Tensor]:
     Raises
     ------
     StoreError
-        There is no finished run, it was made before runs had this file, or the file cannot be read.
+        There is no finished run, it was made before runs had this file, or the file cannot be read or is not what was written.
     """
     folder = Path(folder)
     _require_finished(folder)
@@ -258,11 +268,41 @@ def _require_finished(folder: Path) -> None:
 
 def _read_tensors(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of a file of a finished run."""
+    _require_same(folder, _read_manifest(folder), name)
     try:
         with safe_open(folder / name, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118  # no dict
     except (OSError, SafetensorError) as error:
         raise StoreError(f"cannot read {folder / name}: {error}; remove {folder / MANIFEST} and score again") from error
+
+
+def _checksum(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    """SHA-256 (hex) of a manifest but for this checksum of its own."""
+    others = {name: own for name, own in manifest[CHECKSUMS].items() if name != MANIFEST}
+    return fingerprint(manifest | {CHECKSUMS: others})
+
+
+def _require_same(folder: Path, manifest: dict[str, Any], name: str) -> None:
+    """See that a file is the one that was written; of a run of an older psi_fast, without checksums, nobody can tell."""
+    if CHECKSUMS not in manifest:
+        return
+    try:
+        same = manifest[CHECKSUMS].get(name) == _checksum(folder / name)
+    except OSError as error:
+        raise StoreError(
+            f"cannot read {folder / name}: {error.strerror or error}; remove {folder / MANIFEST} and score again"
+        ) from error
+    if not same:
+        raise StoreError(
+            f"cannot read {folder / name}: it is not what was written (its checksum differs); remove {folder / MANIFEST} and "
+            "score again"
+        )
 
 
 def _differences(held: dict[str, Any], about: dict[str, Any]) -> str:
@@ -287,10 +327,19 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise StoreError(f"cannot read {folder / MANIFEST}: {error}") from error
+        raise StoreError(f"cannot read {folder / MANIFEST}: {error}; remove it and score again") from error
     if not isinstance(manifest, dict):
         raise StoreError(f"{folder / MANIFEST} is no manifest of psi_fast; choose another folder")
+    if CHECKSUMS in manifest and not _sealed(manifest):
+        raise StoreError(
+            f"cannot read {folder / MANIFEST}: it is not what was written (its checksum differs); remove it and score again"
+        )
     return manifest
+
+
+def _sealed(manifest: dict[str, Any]) -> bool:
+    held = manifest[CHECKSUMS]
+    return isinstance(held, dict) and held.get(MANIFEST) == _seal(manifest)
 
 
 def _with_lists(table: pd.DataFrame) -> pd.DataFrame:

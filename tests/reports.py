@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import tiny
+from tiny_stored import seal
 from torch import nn
 
 import psi_fast
@@ -137,6 +138,7 @@ def _mark(folder: Path) -> None:
         for row in table.index[table["channel"] % every == 4]:
             table.at[row, "flags"] = [*table.at[row, "flags"], flag]
     table.to_parquet(path)
+    seal(folder)
 
 
 def _study(network: Network, layer: str, images: Any, folder: Path, encoder: Any) -> Study:

@@ -1,11 +1,13 @@
 """Finished runs of tiny things, for what reads them."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import tiny
 
+from psi_fast import store
 from psi_fast.details import open_details
 
 LAYERS = ["1", "3"]
@@ -33,3 +35,12 @@ def with_swaps(details, row, count=5):
     found = replace(details)
     found.__dict__["experiments"] = [type("Outcome", (), {"name": "patch-swap", "table": table})]
     return found, table
+
+
+def seal(folder):
+    """Write the checksums of a run whose files a test has changed."""
+    path = folder / store.MANIFEST
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest[store.CHECKSUMS] = {name: store._checksum(folder / name) for name in store.FILES}
+    manifest[store.CHECKSUMS][store.MANIFEST] = store._seal(manifest)
+    path.write_text(json.dumps(manifest), encoding="utf-8")
