@@ -53,6 +53,7 @@ def score(
     bank: str | Path | None = None,
     bank_side: int | None = None,
     share: str | Path | None = None,
+    trust_checkpoint: bool = False,
 ) -> Scores:
     """Calibrated polysemanticity scores of a layer's channels, from images.
 
@@ -97,6 +98,9 @@ def score(
     share : path, optional
         Folder that keeps mined patches and embeddings for other runs, which take from it what they have in common. A run
         with `out` keeps them in there by itself while it is unfinished, and goes on from them when it was cut short.
+    trust_checkpoint : bool
+        Read local checkpoints of network and encoder also where they are pickles, and so run what code they hold; without it
+        weights alone are read, and such a file is refused.
 
     Returns
     -------
@@ -125,6 +129,7 @@ def score(
         skip_unreadable=skip_unreadable,
         bank=bank,
         bank_side=bank_side,
+        trust_checkpoint=trust_checkpoint,
         bars=bars,
     )
     about = subject.about(images, max_images, skip_unreadable)

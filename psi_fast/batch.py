@@ -185,14 +185,14 @@ def run_jobs(
     failed : bool
         Run those that have failed, instead of those that have not ended.
     allow_code : bool
-        Let jobs name a network as package.module:function, which is imported and called.
+        Let jobs name a network as package.module:function, which is imported and called, and set `trust_checkpoint`.
     progress : bool
         Show a live table on stderr, or a line a job where it is no terminal.
 
     Raises
     ------
     ConfigError
-        A job lacks an input, has one that there is not, names code without `allow_code`, or two have one name.
+        A job lacks an input, has one that there is not, names or trusts code without `allow_code`, or two have one name.
     StoreError
         The folder cannot be written, or another batch is at work in it.
     """
@@ -204,6 +204,11 @@ def run_jobs(
             raise ConfigError(
                 f"job {job.name!r} names {spec!r}, a function that would be called; give --allow-code (allow_code=True in "
                 "Python) if you trust the jobs and that package"
+            )
+        if not allow_code and job.values.get("trust_checkpoint"):
+            raise ConfigError(
+                f"job {job.name!r} sets trust_checkpoint, which runs the code that a checkpoint holds; give --allow-code "
+                "(allow_code=True in Python) if you trust the jobs and whoever made that file"
             )
     with store.reserved(batch.folder):
         todo = batch.begin(failed)

@@ -21,7 +21,8 @@ def run(file: Annotated[Path, tyro.conf.Positional], *, allow_code: bool = False
 
     Args:
         file: TOML file with [defaults], [grid] and [[jobs]].
-        allow_code: Let the file name networks as package.module:function, which are imported and called.
+        allow_code: Let the file name networks as package.module:function, which are imported and called, and set
+            trust_checkpoint, which runs code that checkpoints hold.
         progress: Show a live table on stderr, or a line a job where it is no terminal.
     """
     _run(file, failed=False, allow_code=allow_code, progress=progress)

@@ -14,54 +14,80 @@ from torch import nn
 from psi_fast.errors import ModelError
 
 _PROBE_SECONDS = 2.0
+TRUST = "give --trust-checkpoint (trust_checkpoint=True in Python) if you trust whoever made it"
+"""What lets a pickle be read, which runs the code that it holds."""
+_UNREADABLE = (EOFError, RuntimeError, OSError, KeyError, ValueError, IndexError, TypeError)
+"""What torch and safetensors raise on files that are damaged or of another kind, beside errors of their own."""
 
 
 @contextmanager
-def checkpoint_errors(path: str | Path) -> Iterator[None]:
-    """Turns what reading the checkpoint `path` can raise into a ModelError of one line."""
+def checkpoint_errors(path: str | Path, trusted: bool = False) -> Iterator[None]:
+    """Turns what reading the checkpoint `path` can raise into a ModelError of one line.
+
+    What is `trusted` may run code, which raises what it likes.
+    """
     from safetensors import SafetensorError
 
+    known = (Exception,) if trusted else (pickle.UnpicklingError, SafetensorError, *_UNREADABLE)
     try:
         yield
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{path} is refused: weights are loaded with weights_only=True, and this file holds Python objects or is no "
-            "checkpoint; save the network's state_dict with torch.save or as .safetensors"
-        ) from error
-    except (SafetensorError, EOFError, RuntimeError, OSError, KeyError, ValueError, IndexError, TypeError) as error:
+    except known as error:
+        if not trusted and holds_code(error):
+            raise refused(path) from error
         raise ModelError(
             f"{path} cannot be read as a checkpoint ({one_line(error)}); fetch or save it again"
         ) from error
 
 
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """The state_dict in a .safetensors or torch.save file, on the CPU; no code in the file is run.
+def holds_code(error: BaseException) -> bool:
+    """Whether this is what torch raises, told to load weights only, on what it would have to run: objects or TorchScript."""
+    return isinstance(error, pickle.UnpicklingError) or "TorchScript" in str(error)
 
-    A training checkpoint's "state_dict" or "model" entry is taken, and a data-parallel wrapper's "module." removed.
+
+def refused(what: str | Path, instead: str = "") -> ModelError:
+    """The error for a checkpoint that is more than weights; of a hub's, `instead` is the spec that takes a local file."""
+    trust = f"fetch the file, name it as {instead} and {TRUST}" if instead else TRUST
+    return ModelError(
+        f"{what} is refused: weights are loaded with weights_only=True, and this file holds Python objects, which can run "
+        f"code, or is no checkpoint; save the network's state_dict with torch.save or as .safetensors, or {trust}"
+    )
+
+
+def read_weights(path: str | Path, trust_checkpoint: bool = False) -> dict[str, torch.Tensor]:
+    """The state_dict in a .safetensors or torch.save file, on the CPU.
+
+    A training checkpoint's "state_dict" or "model" entry is taken, and a data-parallel wrapper's "module." removed. No code in
+    the file is run, unless `trust_checkpoint` is given: then it may be a pickle of any objects, or a whole module.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"no checkpoint file {path}")
-    with checkpoint_errors(path):
+    with checkpoint_errors(path, trust_checkpoint):
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=not trust_checkpoint)
     for entry in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(entry), dict):
+        if isinstance(state, dict) and isinstance(state.get(entry), (dict, nn.Module)):
             state = state[entry]
-    if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
+    if isinstance(state, nn.Module):
+        state = state.state_dict()
+    named = isinstance(state, dict) and all(isinstance(key, str) for key in state)
+    if not named or not any(isinstance(value, torch.Tensor) for value in state.values()):
         raise ModelError(f"{path} holds no state_dict (a mapping of names to tensors); save network.state_dict()")
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state
 
 
-def load_weights(module: nn.Module, path: str | Path, name: str) -> None:
-    """Loads the checkpoint `path` into `module`; a ModelError lists the first keys that do not fit `name`."""
-    state = read_weights(path)
+def load_weights(module: nn.Module, path: str | Path, name: str, trust_checkpoint: bool = False) -> None:
+    """Loads the checkpoint `path`, as `read_weights` takes it, into `module`.
+
+    A ModelError lists the first keys that do not fit `name`.
+    """
+    state = read_weights(path, trust_checkpoint)
     try:
         result = module.load_state_dict(state, strict=False)
     except RuntimeError as error:  # shapes that differ, even when not strict

@@ -166,6 +166,7 @@ def layers(
     network: str,
     layer: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     fields: bool = False,
+    trust_checkpoint: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     progress: bool = True,
 ) -> None:
@@ -178,6 +179,7 @@ def layers(
         layer: List this layer alone; give it again for more.
         fields: Measure each layer's receptive field (width x height in px of the network's input): theoretical, what can
             change a unit at all, and effective, the square that holds 90 % of the squared gradient. Takes seconds a layer.
+        trust_checkpoint: As for `psi-fast score`.
         device: Where to measure.
         progress: Show progress on stderr: a bar on a terminal, else a line.
     """
@@ -190,7 +192,7 @@ def layers(
     from psi_fast.unit_names import unit_layers
 
     where = pick_device(device)
-    loaded = load_network(network)
+    loaded = load_network(network, trust_checkpoint)
     listed = list_layers(loaded)
     units = None if layer else unit_layers(loaded.module, listed)
     if layer:

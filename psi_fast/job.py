@@ -50,6 +50,8 @@ class Job:
     """Side in px that images are kept at; default: what network and encoder resize to, at most."""
     share: str | None = None
     """Folder that keeps mined patches and embeddings for other runs, which take from it what they have in common."""
+    trust_checkpoint: bool = False
+    """Read local checkpoints also where they are pickles, and so run what code they hold; only for files of someone you trust."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
     progress: bool = True

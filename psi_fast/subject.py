@@ -117,6 +117,7 @@ def open_subject(
     skip_unreadable: bool,
     bank: str | Path | None,
     bank_side: int | None,
+    trust_checkpoint: bool,
     bars: Progress,
 ) -> Subject:
     """The subject that the arguments of `score` name.
@@ -132,7 +133,7 @@ def open_subject(
     where = pick_device(device)
     backend = pick_backend(config.backend, where)
     names = read_layers(layer)
-    network = load_network(model)
+    network = load_network(model, trust_checkpoint)
     taps = [ActivationTap(network, name, where) for name in names]
     chosen = [read_channels(channels, tap.layer, tap.channels) for tap in taps]
     with bars.stage("open images"):
@@ -144,7 +145,7 @@ def open_subject(
             f"top_k is {config.top_k}, but there are only {len(source)} images; give more images or lower top_k"
         )
     with bars.stage("load encoder"):
-        encoder = load_encoder(encoder).to(where)
+        encoder = load_encoder(encoder, trust_checkpoint).to(where)
         head = None if text_head is None else load_text_head(text_head).to(where)
         words = None if vocabulary is None else load_vocabulary(vocabulary)
         if words is not None and isinstance(encoder, ClassifierEncoder):

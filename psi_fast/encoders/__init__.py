@@ -95,7 +95,7 @@ class SmoothEncoder(Protocol):
         ...
 
 
-def load_encoder(spec: str | Encoder) -> Encoder:
+def load_encoder(spec: str | Encoder, trust_checkpoint: bool = False) -> Encoder:
     """The encoder that `spec` names.
 
     Parameters
@@ -108,6 +108,8 @@ def load_encoder(spec: str | Encoder) -> Encoder:
         - `open_clip:hf-hub:ORG/NAME`, a repository of the model hub, or `open_clip:local-dir:FOLDER`, a folder with what
           such a repository holds: open_clip_config.json, weights and, where the model has one of its own, the tokenizer.
         - an Encoder, returned as it is.
+    trust_checkpoint
+        Read a local checkpoint also where it is a pickle, and so run what code it holds.
 
     Raises
     ------
@@ -126,11 +128,11 @@ def load_encoder(spec: str | Encoder) -> Encoder:
     if family == "classifier" and rest:
         from psi_fast.encoders.classifier import ClassifierEncoder
 
-        return ClassifierEncoder(rest)
+        return ClassifierEncoder(rest, trust_checkpoint)
     if family == "open_clip" and rest:
         from psi_fast.encoders.open_clip import OpenClipEncoder
 
-        return OpenClipEncoder(rest)
+        return OpenClipEncoder(rest, trust_checkpoint)
     raise ModelError(
         f"encoder {spec!r} is not understood; expected open_clip:ARCH/TAG, open_clip:hf-hub:ORG/NAME or classifier:NETWORK"
         f"{nearest(family, ('open_clip', 'classifier'))}"

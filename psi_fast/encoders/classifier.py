@@ -24,6 +24,8 @@ class ClassifierEncoder:
     ----------
     network
         A network or a spec for `load_network`. It is put on the encoder's device and stays there.
+    trust_checkpoint
+        As for `load_network`.
 
     Attributes
     ----------
@@ -31,8 +33,8 @@ class ClassifierEncoder:
         The dtype of the forward pass on the present device: float16, bfloat16 or float32.
     """
 
-    def __init__(self, network: str | nn.Module | Network) -> None:
-        self._network = load_network(network)
+    def __init__(self, network: str | nn.Module | Network, trust_checkpoint: bool = False) -> None:
+        self._network = load_network(network, trust_checkpoint)
         self.name = f"classifier:{self._network.name}"
         self.preprocess = self._network.preprocess
         self.warnings = list(self._network.warnings)

@@ -12,7 +12,15 @@ from typing import Any, Self
 
 import torch
 
-from psi_fast.checkpoints import checkpoint_errors, hub_error, one_line, require_hub_file, state_fingerprint
+from psi_fast.checkpoints import (
+    checkpoint_errors,
+    holds_code,
+    hub_error,
+    one_line,
+    refused,
+    require_hub_file,
+    state_fingerprint,
+)
 from psi_fast.errors import ModelError, nearest
 from psi_fast.forward import autocast, channels_last, fast_precision, in_slices, name_of
 from psi_fast.networks import require
@@ -41,6 +49,8 @@ class OpenClipEncoder:
     spec
         ARCH/TAG, ARCH/PATH, hf-hub:ORG/NAME, or local-dir:FOLDER with what such a repository holds. A local checkpoint is
         fed as the architecture's published weights are, and gets the activation of the architecture's name.
+    trust_checkpoint
+        Read a local checkpoint, or that of a FOLDER, also where it is a pickle.
 
     Attributes
     ----------
@@ -50,8 +60,8 @@ class OpenClipEncoder:
         The dtype of the forward pass on the present device: float16, bfloat16 or float32.
     """
 
-    def __init__(self, spec: str) -> None:
-        self.name = f"open_clip:{spec}"
+    def __init__(self, spec: str, trust_checkpoint: bool = False) -> None:
+        self.name, self._trusted = f"open_clip:{spec}", trust_checkpoint
         self._package = require("open_clip", '"psi-fast[open-clip]"', self.name)
         self.warnings: list[str] = []
         if spec.startswith((_HUB, _FOLDER)):
@@ -182,6 +192,7 @@ class OpenClipEncoder:
                     require_hub_file(repository, _TOKENIZER, self.name, "")
                 except ModelError as error:
                     raise self._tokenizer_error(repository, "the hub cannot be reached") from error
+            self._refuse_code(text)
             try:
                 self._tokenizer = self._package.get_tokenizer(self._arch)
             except ImportError as error:
@@ -189,6 +200,14 @@ class OpenClipEncoder:
             except (OSError, ValueError) as error:
                 raise self._tokenizer_error(repository, one_line(error)) from error
         return self._tokenizer
+
+    def _refuse_code(self, text: Mapping[str, Any]) -> None:
+        """Raises a ModelError where a model's configuration asks that its tokenizer's own code be run."""
+        if (text.get("tokenizer_kwargs") or {}).get("trust_remote_code"):
+            raise ModelError(
+                f"the {_CONFIG} of {self.name} asks for trust_remote_code, which would run code that came with the model; "
+                "remove it from tokenizer_kwargs, or choose another encoder"
+            )
 
     def _tokenizer_error(self, repository: str | None, reason: str) -> ModelError:
         files = " and ".join(_TOKENIZER)
@@ -227,8 +246,10 @@ class OpenClipEncoder:
             raise ModelError(f"{str(folder)!r} is no folder with an {_CONFIG}, as {self.name!r} asks for")
         if not any(path.suffix in (".safetensors", ".bin", ".pth") for path in folder.iterdir()):
             raise ModelError(f"{folder} holds no weights; put {' or '.join(_WEIGHTS)} there")
-        with checkpoint_errors(folder):
-            return self._package.create_model_from_pretrained(self._arch, weights_only=True, return_transform=False)
+        with checkpoint_errors(folder, self._trusted):
+            return self._package.create_model_from_pretrained(
+                self._arch, weights_only=not self._trusted, return_transform=False
+            )
 
     def _from_repository(self) -> Any:
         repository = self._arch.removeprefix(_HUB)
@@ -241,6 +262,8 @@ class OpenClipEncoder:
         except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
             if isinstance(error, OSError) or "HF Hub" in str(error) or "could not be loaded" in str(error):
                 raise hub_error(repository, [" and ".join(files)], self.name, instead, one_line(error)) from error
+            if holds_code(error):
+                raise refused(self.name, instead) from error
             raise ModelError(f"{self.name} cannot be loaded ({one_line(error)})") from error
 
     def _load(self, source: str) -> Any:
@@ -251,11 +274,11 @@ class OpenClipEncoder:
             if published:
                 loaded = self._from_hub(source, settings)
             else:
-                with checkpoint_errors(source):
+                with checkpoint_errors(source, self._trusted):
                     loaded, _ = self._package.create_model_from_pretrained(
                         self._arch,
                         source,
-                        weights_only=True,
+                        weights_only=not self._trusted,
                         image_mean=settings.get("mean"),
                         image_std=settings.get("std"),
                         image_interpolation=settings.get("interpolation"),
@@ -299,4 +322,6 @@ class OpenClipEncoder:
             # open_clip wraps the hub client's errors in a RuntimeError; other ones come from the file itself.
             if isinstance(error, OSError) or "download" in str(error):
                 raise hub_error(where, files, self.name, instead, one_line(error)) from error
+            if holds_code(error):
+                raise refused(self.name, instead) from error
             raise ModelError(f"the weights of {self.name} in the cache cannot be loaded ({one_line(error)})") from error

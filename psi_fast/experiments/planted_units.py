@@ -63,7 +63,7 @@ def class_logits(study: Study, classifier: str | None) -> Logits:
         The network does not end in class logits.
     """
     subject = study.subject
-    network = subject.network if classifier is None else load_network(classifier)
+    network = subject.network if classifier is None else load_network(classifier, study.trust_checkpoint)
     try:
         layer = final_linear(network)
     except ModelError as error:

@@ -52,7 +52,7 @@ def encoded(study: Study, layer: str, channels: np.ndarray, knob: str, specs: tu
     """The channels in the study's encoder, and in those that `specs` name; one with random weights is a control."""
     yield Setting(knob, study.subject.encoder.name, scores_of(study.evaluation(layer, channels=channels)), True)
     for spec in specs:
-        encoder = load_encoder(spec).to(study.subject.device)
+        encoder = load_encoder(spec, study.trust_checkpoint).to(study.subject.device)
         if encoder.name == study.subject.encoder.name:
             continue
         found = study.evaluation(layer, None, encoder, own_concepts(study, encoder), channels)
@@ -87,7 +87,7 @@ def with_head(study: Study, spec: str) -> tuple[str, Bank]:
             rows, said = head_bank(head, bank.names, head.fingerprint(), device, study.bars)
         study.said += said
         return head.name, replace(bank, head=normalize(rows.float().cpu(), dim=1))
-    encoder = load_encoder(spec).to(device)
+    encoder = load_encoder(spec, study.trust_checkpoint).to(device)
     other = own_concepts(study, encoder)
     if other.names != bank.names:
         raise InputError(

@@ -70,8 +70,9 @@ class Study:
         bank: str | Path | None = None,
         bank_side: int | None = None,
         share: str | Path | None = None,
+        trust_checkpoint: bool = False,
     ) -> None:
-        self.bars = Progress(progress)
+        self.bars, self.trust_checkpoint = Progress(progress), trust_checkpoint
         self.subject: Subject = open_subject(
             model,
             layer,
@@ -86,6 +87,7 @@ class Study:
             skip_unreadable=skip_unreadable,
             bank=bank,
             bank_side=bank_side,
+            trust_checkpoint=trust_checkpoint,
             bars=self.bars,
         )
         self.about = self.subject.about(images, max_images, skip_unreadable)

@@ -25,7 +25,7 @@ _FAMILIES = {
 }
 
 
-def load_network(spec: str | nn.Module | Network) -> Network:
+def load_network(spec: str | nn.Module | Network, trust_checkpoint: bool = False) -> Network:
     """The network that `spec` names.
 
     Parameters
@@ -44,6 +44,9 @@ def load_network(spec: str | nn.Module | Network) -> Network:
         - an nn.Module: fed by its attribute `preprocess` when that is a Preprocess, else as ImageNet networks mostly are
           (shorter side to 256 px, the centre 224 px, ImageNet's mean and deviation).
         - a Network, returned as it is.
+    trust_checkpoint
+        Read a checkpoint that the spec names by its path, or a folder's, also where it is a pickle, and so run what code it
+        holds. What comes from a hub is read as weights alone, whether or not this is given.
 
     Raises
     ------
@@ -51,7 +54,7 @@ def load_network(spec: str | nn.Module | Network) -> Network:
         For an unknown family, network or weights (with the nearest names), a missing package, a file that cannot be
         read or does not fit, a hub that cannot be reached (with the file to fetch), or what TorchScript or torch.export made.
     """
-    network = _load(spec)
+    network = _load(spec, trust_checkpoint)
     for name, part in network.module.named_modules():
         where = f" in {name!r}" if name else ""
         if isinstance(part, torch.jit.ScriptModule):
@@ -78,7 +81,7 @@ def _is_exported(thing: object) -> bool:
     return any(kind.__module__.startswith("torch.export.") for kind in type(thing).__mro__)
 
 
-def _load(spec: str | nn.Module | Network) -> Network:
+def _load(spec: str | nn.Module | Network, trust_checkpoint: bool) -> Network:
     if isinstance(spec, Network):
         return spec
     if isinstance(spec, nn.Module):
@@ -89,7 +92,7 @@ def _load(spec: str | nn.Module | Network) -> Network:
         raise ModelError(f"a network is a spec, an nn.Module or a Network, got {type(spec).__name__}")
     family, colon, rest = spec.partition(":")
     if colon and rest and family in _FAMILIES:
-        return _FAMILIES[family](spec, rest)
+        return _FAMILIES[family](spec, rest, trust_checkpoint)
     if calls_code(spec):
         return _from_function(spec, family, rest)
     known = [

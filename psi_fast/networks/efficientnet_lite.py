@@ -6,7 +6,7 @@ from psi_fast.networks.network import Network, imagenet_names, require, triple
 from psi_fast.preprocess import Preprocess
 
 
-def load(spec: str, name: str) -> Network:
+def load(spec: str, name: str, _trust_checkpoint: bool) -> Network:
     sizes = {"lite0": 224, "lite1": 240, "lite2": 260, "lite3": 280, "lite4": 300}
     if name not in sizes:
         raise ModelError(f"unknown network {spec!r}; efficientnet-lite has {', '.join(sizes)}{nearest(name, sizes)}")

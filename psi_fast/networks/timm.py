@@ -12,7 +12,7 @@ from psi_fast.networks.network import Network, is_path, named, require, seeded, 
 from psi_fast.preprocess import Preprocess
 
 
-def load(spec: str, rest: str) -> Network:
+def load(spec: str, rest: str, trust_checkpoint: bool) -> Network:
     timm = require("timm", '"psi-fast[timm]"', spec)
     name, weights_name = split_weights(rest)
     architecture, _, tag = name.partition(".")
@@ -31,7 +31,7 @@ def load(spec: str, rest: str) -> Network:
         with seeded():
             module = timm.create_model(name, pretrained=False)
         if weights_name != "none":
-            load_weights(module, weights_name, f"timm:{name}")
+            load_weights(module, weights_name, f"timm:{name}", trust_checkpoint)
     else:
         module = _timm_pretrained(spec, name, timm)
     settings = timm.data.resolve_model_data_config(module)

@@ -12,7 +12,7 @@ from psi_fast.networks.network import Network, is_path, named, seeded, split_wei
 from psi_fast.preprocess import Preprocess
 
 
-def load(spec: str, rest: str) -> Network:
+def load(spec: str, rest: str, trust_checkpoint: bool) -> Network:
     from torchvision import models
 
     name, weights_name = split_weights(rest)
@@ -25,7 +25,7 @@ def load(spec: str, rest: str) -> Network:
         with seeded():
             module = models.get_model(name, weights=None)
         if weights_name != "none":
-            load_weights(module, weights_name, f"torchvision:{name}")
+            load_weights(module, weights_name, f"torchvision:{name}", trust_checkpoint)
     else:
         known = [*(weights.name for weights in choices), "DEFAULT"]
         if weights_name not in (*known, ""):

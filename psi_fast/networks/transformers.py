@@ -1,5 +1,6 @@
 """Vision models of Hugging Face transformers."""
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from psi_fast.checkpoints import hub_error, one_line, require_hub_file
+from psi_fast.checkpoints import TRUST, hub_error, one_line, read_weights, require_hub_file
 from psi_fast.errors import ModelError, nearest
 from psi_fast.networks.network import Network, require, seeded, triple
 from psi_fast.preprocess import Preprocess
@@ -29,7 +30,7 @@ _UNLIKE = 0.015
 """Mean difference, in standard deviations of the picture, from which two ways to feed a network count as different."""
 
 
-def load(spec: str, rest: str) -> Network:
+def load(spec: str, rest: str, trust_checkpoint: bool) -> Network:
     """`rest` is a hub id, a folder as save_pretrained makes it, either with @none behind it, or MODEL_TYPE@none."""
     transformers = require("transformers", '"psi-fast[transformers]"', spec)
     name, random = rest.removesuffix("@none"), rest.endswith("@none")
@@ -39,7 +40,7 @@ def load(spec: str, rest: str) -> Network:
         if random and "/" not in name and not Path(name).is_dir():
             config, folder = _config_of_type(transformers, name, spec), None
         else:
-            folder = _folder(name, spec, weights=not random)
+            folder = _folder(name, spec, weights=not random, pickled=trust_checkpoint)
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if config.model_type == "vit_mae":
             raise ModelError(
@@ -72,8 +73,8 @@ def _config_of_type(transformers: Any, name: str, spec: str) -> Any:
     return transformers.AutoConfig.for_model(name)
 
 
-def _folder(name: str, spec: str, weights: bool) -> Path:
-    """The folder that `name` is, or the hub's files of that id in the hub's cache."""
+def _folder(name: str, spec: str, weights: bool, pickled: bool) -> Path:
+    """The folder that `name` is, whose weights may be `pickled`, or the hub's files of that id in the hub's cache."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
@@ -84,11 +85,27 @@ def _folder(name: str, spec: str, weights: bool) -> Path:
         folder = _fetched(name, spec, weights)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json; expected a folder as save_pretrained makes it")
-    if weights and not any((folder / filename).is_file() for filename in _WEIGHTS):
-        pickled = [filename for filename in _PICKLES if (folder / filename).is_file()]
-        why = f"; {pickled[0]} is refused, since a pickle can hold code: save it" if pickled else "; save it"
-        raise ModelError(f"{folder} has no {_WEIGHTS[0]}{why} with save_pretrained, which writes safetensors")
+    found = [filename for filename in _PICKLES if (folder / filename).is_file()]
+    if weights and not _holds_safetensors(folder) and not (pickled and found):
+        why = f"; {found[0]} is refused, since a pickle can hold code: save it" if found else "; save it"
+        trust = f", or {TRUST}" if found else ""
+        raise ModelError(f"{folder} has no {_WEIGHTS[0]}{why} with save_pretrained, which writes safetensors{trust}")
     return folder
+
+
+def _holds_safetensors(folder: Path) -> bool:
+    return any((folder / filename).is_file() for filename in _WEIGHTS)
+
+
+def _trusted_state(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a folder in which they are pickled, in one file or, as an index tells, in several."""
+    whole, index = (folder / filename for filename in _PICKLES)
+    if whole.is_file():
+        return read_weights(whole, trust_checkpoint=True)
+    files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    if outside := [name for name in files if Path(name).name != name]:
+        raise ModelError(f"{index} names {outside[0]!r}, which is no file of its folder; save the model again")
+    return {key: value for name in sorted(files) for key, value in read_weights(folder / name, True).items()}
 
 
 def _fetched(repository: str, spec: str, weights: bool) -> Path:
@@ -110,8 +127,13 @@ def _module(transformers: Any, config: Any, folder: Path | None, spec: str) -> t
     kind = getattr(transformers, names[0], None) if names else None
     missing: list[str] = []
     if folder is not None:
-        module, info = (kind or transformers.AutoModel).from_pretrained(
-            folder,
+        if _holds_safetensors(folder):
+            reader, weights = kind or transformers.AutoModel, {"pretrained_model_name_or_path": folder}
+        else:  # transformers itself reads no pickle, and AutoModel takes a folder alone
+            reader = kind or transformers.MODEL_MAPPING[type(config)]
+            weights = {"pretrained_model_name_or_path": None, "state_dict": _trusted_state(folder)}
+        module, info = reader.from_pretrained(
+            **weights,
             config=config,
             use_safetensors=True,
             trust_remote_code=False,
