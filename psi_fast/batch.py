@@ -116,7 +116,7 @@ class Batch:
         except Exception as error:  # a job's fault, whatever it is, ends that job alone
             said = printable(" ".join(traceback.format_exception_only(error)))
             found = Record(job.values, "failed", error=said, traceback=traceback.format_exc())
-        found = replace(found, seconds=round(time.perf_counter() - begun, 3))
+        found = replace(found, seconds=round(max(0.0, time.perf_counter() - begun), 3))
         self._write(job, found)
         return found
 

@@ -17,10 +17,12 @@ from psi_fast.environment import keep_freed_memory
 from psi_fast.errors import ConfigError, ModelError, PsiFastError, nearest
 from psi_fast.flags import read_flags
 from psi_fast.job import Job, check_values
+from psi_fast.progress import tell
+from psi_fast.stopping import EXIT_CODE, Stopped, stoppable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; any PsiFastError ends in one line on stderr and exit code 2."""
+    """Run the command line; any PsiFastError ends in one line on stderr and exit code 2, SIGTERM in one line and 143."""
     keep_freed_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
@@ -45,10 +47,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             arguments = arguments[1:]
         elif arguments[:1] == ["score"]:
             arguments = _with_defaults(arguments)
-        read_flags(commands, arguments, prog=prog, about=about)()
+        command = read_flags(commands, arguments, prog=prog, about=about)
+        with stoppable():
+            command()
     except PsiFastError as error:
-        print(f"psi-fast: error: {error}", file=sys.stderr)  # noqa: T201
+        tell(f"psi-fast: error: {error}")
         raise SystemExit(2) from error
+    except Stopped:
+        tell("psi-fast: stopped by SIGTERM; the same command goes on from what is done")
+        raise SystemExit(EXIT_CODE) from None
     except BrokenPipeError:  # the reader, `head` for instance, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:

@@ -17,6 +17,8 @@ from psi_fast.image_bank import MAX_SIDE, ImageBank, Squares
 from psi_fast.image_stream import ImageStream
 from psi_fast.preprocess import Preprocess
 from psi_fast.progress import Progress
+from psi_fast.shelf import Unfinished
+from psi_fast.stopping import postponed
 from psi_fast.trial_forward import told
 
 WINDOW = 256
@@ -58,10 +60,11 @@ def embed(
     device: torch.device,
     config: PSIConfig,
     progress: Progress,
+    unfinished: Unfinished | None = None,
 ) -> torch.Tensor:
     """Unit embeddings [U, d] float32, on the CPU, of crops [U, 5] (image, x0, y0, x1, y1) in the bank's px.
 
-    `names` are the images', for messages.
+    `names` are the images', for messages. What an earlier call left in `unfinished` is not encoded again.
 
     Raises
     ------
@@ -71,11 +74,21 @@ def embed(
         The encoder raises.
     """
     encoder = encoder.to(device)
+    done, held = unfinished.read() if unfinished else (0, {})
+    result = held.get("rows")
+    missing = held.get("missing", torch.ones(len(crops), dtype=torch.bool))
+    wanted = torch.nonzero(missing)[:, 0].numpy()
     images, boxes = crops[:, 0].astype(np.int64), whole_pixels(crops[:, 1:], bank.side)
-    batches = prepared(bank, images, boxes, encoder.preprocess, device, step_of(device, config.batch_size))
-    result: torch.Tensor | None = None
-    with torch.inference_mode(), closing(batches), progress.bar("embedding", len(crops), "crop") as bar:
-        for rows, pixels in batches:
+    step = step_of(device, config.batch_size)
+    batches = prepared(bank, images[wanted], boxes[wanted], encoder.preprocess, device, step)
+    with (
+        torch.inference_mode(),
+        closing(batches),
+        postponed() if unfinished else nullcontext(),
+        progress.bar("embedding", len(crops), "crop", done) as bar,
+    ):
+        for places, pixels in batches:
+            rows = wanted[places]
             first = names[int(images[rows[0]])]
             where = f" on a batch of crops, the first of them of image {first!r}"
             with told(f"embedding: {encoder.name}", lambda _error, where=where: where):
@@ -87,9 +100,13 @@ def embed(
                     f"{names[images[rows[int(bad[0])]]]!r}; check the encoder's weights and precision"
                 )
             if result is None:
-                result = torch.empty(len(crops), part.shape[1])
+                result = torch.zeros(len(crops), part.shape[1])
             result[torch.from_numpy(rows)] = normalize(part.double(), dim=1, eps=0).float()
             bar.update(len(part))
+            if unfinished:
+                missing[torch.from_numpy(rows)] = False
+                found = {"rows": result, "missing": missing}
+                unfinished.write(len(crops) - int(missing.sum()), lambda found=found: found)
     assert result is not None, "a run has a crop"
     return result
 

@@ -1,5 +1,7 @@
 """Crops -> embeddings: by themselves, or in parts on a shelf, where each crop is encoded once, whoever asks for it."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -15,7 +17,7 @@ from psi_fast.store import fingerprint
 from psi_fast.subject import Subject
 
 PART = 2048
-"""Crops of one file on the shelf: what is lost at most when a run is killed."""
+"""Crops of one file on the shelf."""
 
 
 def embedded_crops(
@@ -77,14 +79,18 @@ def shelved_crops(
     missing = np.flatnonzero([key not in held for key in wanted])
     for start in range(0, len(missing), PART):
         part = crops[missing[start : start + PART]]
+        of = [about, fingerprint(part.tolist())]
+        unfinished = shelf.unfinished(kind, of)
+        arguments = (part, bank, subject.images.names, encoder, subject.device, subject.config, progress, unfinished)
 
-        def make(part: np.ndarray = part) -> dict[str, torch.Tensor]:
-            rows = embed(part, bank, subject.images.names, encoder, subject.device, subject.config, progress)
-            return {"crops": torch.from_numpy(part), "rows": rows}
+        def make(arguments: tuple[Any, ...] = arguments) -> dict[str, torch.Tensor]:
+            return {"crops": torch.from_numpy(arguments[0]), "rows": embed(*arguments)}
 
         try:
-            found = shelf.tensors(kind, [about, fingerprint(part.tolist())], make)
+            found = shelf.tensors(kind, of, make)
+            unfinished.remove()
         except NotFiniteError as error:
+            unfinished.remove()
             _widen(encoder, error, said)
             return shelved_crops(
                 crops, bank, subject, encoder, mark, shelf, progress, said

@@ -13,8 +13,8 @@ try:
 except ImportError:  # Windows, where nothing tells folders of killed runs from those in use
     fcntl = None
 
-PATIENCE = 0.5
-"""Seconds that a folder may be locked by whoever only looks whether it is."""
+PATIENCE, LOOKS = 0.5, 10
+"""Seconds that a folder may be locked by whoever only looks whether it is, and how often that is seen meanwhile."""
 
 
 def lock(folder: Path, *, wait: bool = False) -> int | None:
@@ -48,17 +48,16 @@ def alone(folder: Path) -> Iterator[None]:
     StoreError
         Another process holds it.
     """
-    until = time.monotonic() + PATIENCE
-    while True:
+    for left in reversed(range(LOOKS)):
         try:
             held = _lock(folder, False)
             break
         except BlockingIOError as error:
-            if time.monotonic() > until:
+            if not left:
                 raise StoreError(
                     f"another process is at work in {folder}; wait for it, or choose another folder"
                 ) from error
-            time.sleep(PATIENCE / 10)
+            time.sleep(PATIENCE / LOOKS)
     try:
         yield
     finally:

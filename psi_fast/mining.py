@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from psi_fast.peer_scores import scaled, selectivity_index
 from psi_fast.progress import Progress
 from psi_fast.results import KEPT_IMAGES, TopPatches
 from psi_fast.shelf import Unfinished
+from psi_fast.stopping import postponed
 from psi_fast_kernels._backend import offered
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels.philox import uint32
@@ -66,7 +67,7 @@ def mine(
     def state() -> dict[str, torch.Tensor]:
         return {f"{row} {name}": own for row, ranking in enumerate(rankings) for name, own in ranking.state().items()}
 
-    with progress.bar("mining", len(bank), "img", done) as bar:
+    with postponed() if unfinished else nullcontext(), progress.bar("mining", len(bank), "img", done) as bar:
         for first, layers in activations(taps, network, bank, range(done, len(bank)), config.batch_size, pace):
             for ranking, own in zip(rankings, layers, strict=True):
                 ranking.add(own, first)

@@ -296,8 +296,8 @@ def _account(
         "encoder_precision": getattr(encoder, "precision", "not stated"),
         "encoder_activation": getattr(encoder, "activation", "not stated"),
         "seconds": {name: round(seconds, 3) for name, seconds in bars.seconds.items()},
-        "images_per_second": round(bars.counts.get("mining", 0) / bars.seconds["mining"], 1),
-        "crops_per_second": round(bars.counts.get("embedding", 0) / bars.seconds["embedding"], 1),
+        "images_per_second": round(bars.rate("mining"), 1),
+        "crops_per_second": round(bars.rate("embedding"), 1),
         "warnings": list(dict.fromkeys(said)),
     }
 

@@ -1,12 +1,41 @@
 """Progress: bars with rates on a terminal, a plain line a stage elsewhere."""
 
+import select
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tqdm import tqdm
+
+from psi_fast.stopping import stop_if_asked
+
+PIECE = 1024
+"""Characters written at once: a pipe that takes anything takes that."""
+
+
+def tell(line: str) -> None:
+    """Write a line to stderr. Where that is closed, or a pipe that nobody reads is full, the line is dropped: no run waits."""
+    text = f"{line}\n"
+    with suppress(OSError, ValueError):  # closed
+        for start in range(0, len(text), PIECE):
+            if sys.stderr is None or not _takes_more():
+                return
+            sys.stderr.write(text[start : start + PIECE])
+            sys.stderr.flush()
+
+
+def _takes_more() -> bool:
+    """Whether a write to stderr ends at once."""
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    try:
+        poll.register(sys.stderr.fileno(), select.POLLOUT)
+    except OSError:  # no file, as in a notebook
+        return True
+    return bool(poll.poll(0))
 
 
 class Bar(tqdm):
@@ -23,7 +52,8 @@ class Bar(tqdm):
         super().__init__(desc=title + of, initial=done, dynamic_ncols=True, **options)
 
     def update(self, n: float | None = 1) -> bool | None:
-        """Count `n` more."""
+        """Count `n` more; where SIGTERM came, the run ends here."""
+        stop_if_asked()
         self.count += int(n or 0)
         self._counts[self._title] = self._counts.get(self._title, 0) + int(n or 0)
         return super().update(n)
@@ -37,7 +67,7 @@ class Progress:
     """Bars on stderr, or where that is no terminal a line for each stage that begins; and the seconds each stage took."""
 
     def __init__(self, shown: bool = True) -> None:
-        self._shown = shown
+        self._shown = shown and sys.stderr is not None
         self._begun = time.perf_counter()
         self._of = ""
         self.current = ""
@@ -58,8 +88,12 @@ class Progress:
     def say(self, line: str) -> None:
         """A line of its own."""
         if self._shown:
-            sys.stderr.write(f"{line}\n")
-            sys.stderr.flush()
+            tell(line)
+
+    def rate(self, title: str) -> float:
+        """How much this run did itself under the bar `title`, a second of the stage of that name; 0 where nothing."""
+        seconds = self.seconds.get(title, 0.0)
+        return self.counts.get(title, 0) / seconds if seconds else 0.0
 
     @contextmanager
     def within(self, what: str) -> Iterator[None]:
@@ -73,9 +107,10 @@ class Progress:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Count the seconds of a stage under `name`."""
+        stop_if_asked()
         start = time.perf_counter()
         self.current = name + self._of
         if self._shown and not sys.stderr.isatty():
             self.say(f"{start - self._begun:8.1f} s  {name}{self._of}")
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + max(0.0, time.perf_counter() - start)

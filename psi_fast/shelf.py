@@ -1,5 +1,6 @@
 """Named results on disk, found again by what they were made from: what runs and experiments share, and go on from."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialised
 
 from psi_fast.errors import StoreError
+from psi_fast.stopping import asked, stop_if_asked
 from psi_fast.store import fingerprint, write_whole
 
 EVERY = 15.0
@@ -96,11 +98,15 @@ class Shelf:
 
 
 class Unfinished:
-    """How far a long result has come: tensors and a count, written every EVERY seconds, in a file that goes when all is done."""
+    """How far a long result has come: tensors and a count, written every EVERY seconds, in a file that goes when all is done.
+
+    On SIGTERM it is written as well.
+    """
 
     def __init__(self, shelf: Shelf, path: Path, mark: str) -> None:
         self._shelf, self._path, self._mark = shelf, path, mark
-        self._next = time.monotonic() + EVERY
+        self._last = time.monotonic()
+        self._next = self._last + EVERY
 
     def read(self) -> tuple[int, dict[str, torch.Tensor]]:
         """How many were done and the tensors they left; 0 and none where nothing whole lies there."""
@@ -108,9 +114,9 @@ class Unfinished:
         return (0, {}) if found is None else (int(found.pop("done")), found)
 
     def write(self, done: int, make: Callable[[], Mapping[str, torch.Tensor]]) -> None:
-        """Keep what `make` returns of the first `done`, if EVERY seconds have passed since the last time."""
+        """Keep what `make` returns of the first `done`, if EVERY seconds have passed since the last time or SIGTERM came."""
         begun = time.monotonic()
-        if begun < self._next:
+        if self._last <= begun < self._next and not asked():  # a clock that goes back puts nothing off
             return
         found = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()} | {
             "done": torch.tensor(done)
@@ -118,11 +124,13 @@ class Unfinished:
         held = serialised(found, {"identity": self._mark, "sha256": content(found)})
         self._shelf._write(self._path, lambda place: place.write_bytes(held))
         ended = time.monotonic()
-        self._next = ended + max(EVERY, (ended - begun) / SHARE)
+        self._last, self._next = ended, ended + max(EVERY, (ended - begun) / SHARE)
+        stop_if_asked(kept=True)
 
     def remove(self) -> None:
         """Take the file away: the whole result lies elsewhere now."""
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a shelf that is only read
+            self._path.unlink(missing_ok=True)
 
 
 def _read(path: Path, mark: str | None = None) -> dict[str, torch.Tensor] | None:
