@@ -5,6 +5,7 @@ from psi_fast.batch import run_jobs
 from psi_fast.config import PSIConfig
 from psi_fast.errors import PsiFastError
 from psi_fast.networks import Network
+from psi_fast.planning.plan import plan
 from psi_fast.preprocess import Preprocess
 from psi_fast.report.folder import build_report
 from psi_fast.scores import Scores
@@ -18,6 +19,7 @@ __all__ = [
     "Scores",
     "build_report",
     "load",
+    "plan",
     "run_jobs",
     "score",
     "score_embeddings",

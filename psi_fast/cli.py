@@ -45,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             commands, prog, about = batch_commands(), "psi-fast jobs", inspect.getdoc(jobs)
             arguments = arguments[1:]
+        elif arguments[:1] == ["plan"]:
+            from psi_fast.planning.commands import LEFT_OUT, run_plan
+
+            commands, arguments = COMMANDS | {"plan": run_plan}, _with_defaults(arguments, LEFT_OUT)
         elif arguments[:1] == ["score"]:
             arguments = _with_defaults(arguments)
         command = read_flags(commands, arguments, prog=prog, about=about)
@@ -62,8 +66,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-def _with_defaults(arguments: list[str]) -> list[str]:
-    """The arguments of a job with --preset or --config FILE.toml as flags in front of the others, which override them."""
+def _with_defaults(arguments: list[str], without: Sequence[str] = ()) -> list[str]:
+    """The arguments of a job with --preset or --config FILE.toml as flags in front of the others, which override them.
+
+    The file's `without` are left out, as what does not concern the command.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--preset")
     parser.add_argument("--config")
@@ -76,6 +83,7 @@ def _with_defaults(arguments: list[str]) -> list[str]:
     values = _from_file(found.config) if found.config else {}
     if found.preset:
         values = PSIConfig.preset(found.preset).to_dict()
+    values = {name: value for name, value in values.items() if name not in without}
     if any(argument.partition("=")[0] == "--layer" for argument in rest):  # it would be added to the file's layers
         values.pop("layer", None)
     flags = [flag for name, value in values.items() if value is not None for flag in _flags(name, value)]
@@ -142,6 +150,10 @@ def report(
     from psi_fast.present import show_report
 
     show_report(psi_fast.build_report(folders, out, images=images, pictures=pictures, progress=progress))
+
+
+def plan() -> None:
+    """Say what a run would take: bytes, operations, memory, time and cost, for any number of images and workers."""
 
 
 def experiment() -> None:
@@ -251,6 +263,7 @@ def env() -> None:
 COMMANDS: dict[str, Callable[..., Any]] = {
     "score": score,
     "jobs": jobs,
+    "plan": plan,
     "experiment": experiment,
     "layers": layers,
     "show": show,

@@ -90,6 +90,15 @@ def keep_freed_memory() -> None:
     libc.mallopt(trim_threshold, 2**31 - 1)
 
 
+def peak_bytes() -> int:
+    """Most memory that the process has had resident so far; 0 on Windows, which does not tell it this way."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def pick_device(name: str) -> torch.device:
     """The device `name` stands for: 'auto' is the first GPU, or the CPU where there is none."""
     if name not in ("auto", "cpu", "cuda"):

@@ -2,6 +2,8 @@
 
 import copy
 import hashlib
+import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -87,6 +89,15 @@ class ImageSet:
     def decode(self, name: str) -> Image.Image:
         """The image called `name` in mode RGB; PIL's and the file system's errors come through as they are."""
         return to_rgb(self._read(name))
+
+    def stored_bytes(self, index: int) -> int | None:
+        """Bytes that the image at `index` has as a file or as a member of one; None where it was not read from bytes."""
+        file = getattr(self._read(self.names[index]), "fp", None)
+        return None if file is None else file.seek(0, os.SEEK_END)
+
+    def entry_bytes(self, index: int) -> int:
+        """Bytes of memory that the name and the stamp of the image at `index` take."""
+        return sys.getsizeof(self.names[index]) + sys.getsizeof(self._stamps[index])
 
     def take(self, rows: Iterable[int], warnings: Iterable[str] = ()) -> "ImageSet":
         """The images at `rows` (in that order) with the same classes, and `warnings` added."""

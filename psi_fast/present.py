@@ -27,7 +27,7 @@ NARROWEST = 120  # columns a table takes where the output is no terminal
 
 def show_scores(scores: Scores, folder: Path, count: int = 15) -> None:
     """Print the `count` most polysemantic channels, the counts of flags, the time per stage and where the results lie."""
-    console = _console()
+    console = terminal()
     manifest = scores.manifest
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -84,7 +84,7 @@ def show_scores(scores: Scores, folder: Path, count: int = 15) -> None:
 
 def show_jobs(jobs: pd.DataFrame, place: Path) -> None:
     """Print a row a job: state, time and what varies; the errors of failed ones; and where the results lie."""
-    console = _console()
+    console = terminal()
     table = Table(box=box.SIMPLE_HEAD)
     names = [name for name in jobs if name != "error"]
     for name in names:
@@ -111,14 +111,14 @@ def _said(value: object) -> str:
 
 def show_report(page: Path) -> None:
     """Print where a report lies; a browser opens it from there."""
-    _console().print(f"report: {escape(str(page))}", soft_wrap=True)
+    terminal().print(f"report: {escape(str(page))}", soft_wrap=True)
 
 
 def show_outcome(outcome: "Outcome") -> None:
     """Print what an experiment found: its text, its claims and where the files lie."""
     from psi_fast.experiments.outcome import claim_cells
 
-    console = _console()
+    console = terminal()
     console.print(Markdown(outcome.text))
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("what", overflow="fold")
@@ -152,7 +152,7 @@ def show_layers(
         measured = () if fields is None else map(_field, fields[layer.name])
         channels = escape(layer.refused) if layer.refused else str(layer.channels)
         table.add_row(escape(layer.name), layer.type, shape, channels, str(layer.calls), *measured)
-    console = _console()
+    console = terminal()
     console.print(table)
     for note, names in _notes(fields or {}).items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -185,7 +185,7 @@ def _run_again(layers: Sequence[str]) -> str:
 
 def show_environment() -> None:
     """Print versions, of optional packages also which are missing, and devices."""
-    console = _console()
+    console = terminal()
     for package, version in packages().items():
         console.print(f"{package} {version or 'not installed'}")
     devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
@@ -193,7 +193,8 @@ def show_environment() -> None:
         console.print(", ".join(f"{name} {value}" for name, value in device_info(device).items()))
 
 
-def _console() -> Console:
+def terminal() -> Console:
+    """The terminal, or a page of NARROWEST columns where there is none."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=max(NARROWEST, console.width))
 
