@@ -30,8 +30,8 @@ FILES = (SCORES, PATCHES, EMBEDDINGS, DISTRIBUTIONS)
 """Of a run, beside the manifest, which has their checksums."""
 OWN = (*FILES, SHARED, EXPERIMENTS, REPORT, UNFINISHED)
 CHECKSUMS = "checksums"
-PRESENTATION = ("report", "figures")
-"""Packages of psi_fast that show results and decide none."""
+PRESENTATION = ("report", "figures", "planning")
+"""Packages of psi_fast that show results, or tell what they would take, and decide none."""
 
 
 def finished(folder: Path, about: dict[str, Any]) -> bool:

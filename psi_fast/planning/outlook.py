@@ -207,13 +207,13 @@ def whole(name: str, values: Any, low: int, why: str = "") -> list[int]:
     return [int(value) for value in given]
 
 
-def positive(name: str, value: Any) -> float | None:
-    """A finite number above 0, or None."""
+def positive(name: str, value: Any, unit: float = 1.0) -> float | None:
+    """A finite number above 0 times its unit, or None."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
         raise ConfigError(f"{name} must be a number above 0, got {value!r}")
-    return float(value)
+    return value * unit
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:

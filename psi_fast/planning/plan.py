@@ -66,13 +66,14 @@ def plan(
     skip_unreadable: bool = False,
     bank: str | Path | None = None,
     bank_side: int | None = None,
+    trust_checkpoint: bool = False,
     progress: bool = True,
 ) -> Plan:
     """What `score` would take for `images_count` images on `workers` workers: bytes, operations, memory, seconds and cost.
 
     Parameters
     ----------
-    model, layer, encoder, vocabulary, text_head, config, channels, device, skip_unreadable, bank, bank_side
+    model, layer, encoder, vocabulary, text_head, config, channels, device, skip_unreadable, bank, bank_side, trust_checkpoint
         As for `score`. Of `bank` only counts whether it is "stream".
     images_count : int or sequence of int
         Numbers of images, at least `top_k`; 1e6 is one as well.
@@ -112,13 +113,15 @@ def plan(
     several = whole("workers", workers, 1)
     terms = Terms(
         price=positive("price_per_hour", price_per_hour),
-        wire=BITS * wire_gbit if positive("wire_gbit", wire_gbit) and wire_gbit else None,
-        storage=1e6 * storage_mb if positive("storage_mb", storage_mb) and storage_mb else None,
+        wire=positive("wire_gbit", wire_gbit, BITS),
+        storage=positive("storage_mb", storage_mb, 1e6),
         peak=None if floor is None else peak_of(floor),
     )
     positive("image_bytes", image_bytes)
     (classes,) = whole("classes", classes, 0)
     (tried,) = whole("trial_images", trial_images, config.top_k, f" (top_k is {config.top_k})")
+    if isinstance(rates, (str, Path)):
+        require_rates(rates)
     if images is None and rates is None and floor is None:
         raise ConfigError(
             "nothing says how fast a run is: give a sample of the images (--images) for a trial, the rates of an earlier run or "
@@ -126,11 +129,11 @@ def plan(
         )
     if images is None and image_bytes is None:
         raise ConfigError("nothing says how large an image's file is: give --image-bytes, or a sample (--images)")
-    if isinstance(rates, (str, Path)):
-        require_rates(rates)
     bars, watch = TimedProgress(progress), Stopwatch()
     with watch.stage("load"), bars.stage("load"):
-        parts = Parts(model, layer, encoder, vocabulary, text_head, channels, config, pick_device(device))
+        parts = Parts(
+            model, layer, encoder, vocabulary, text_head, channels, config, pick_device(device), trust_checkpoint
+        )
     source: ImageSet | None = None
     if images is not None:
         with watch.stage("open images"), bars.stage("open images"):
@@ -162,15 +165,16 @@ class Parts:
         channels: slice | Sequence[int] | None,
         config: PSIConfig,
         device: torch.device,
+        trust_checkpoint: bool = False,
     ) -> None:
         if text_head is not None:
             require_pairwise(config)
         pick_backend(config.backend, device)
-        self.network, self.device, self.config = load_network(model), device, config
+        self.network, self.device, self.config = load_network(model, trust_checkpoint), device, config
         self.taps = [ActivationTap(self.network, name, device) for name in read_layers(layer)]
         self.channels, self.vocabulary = channels, vocabulary
         self.chosen = [read_channels(channels, tap.layer, tap.channels) for tap in self.taps]
-        self.encoder = load_encoder(encoder).to(device)
+        self.encoder = load_encoder(encoder, trust_checkpoint).to(device)
         self.words = None if vocabulary is None else load_vocabulary(vocabulary)
         if self.words is not None and isinstance(self.encoder, ClassifierEncoder):
             self.encoder.require_own(self.words)
@@ -250,6 +254,7 @@ class Parts:
                 skip_unreadable=False,
                 bank=STREAM if stream else place,
                 bank_side=bank_side,
+                trust_checkpoint=False,  # they are loaded
                 bars=bars,
             )
             return try_stages(subject, work, len(source), watch, bars)

@@ -11,10 +11,12 @@ from typing import Any
 import pandas as pd
 
 from psi_fast import store
-from psi_fast.errors import ConfigError, InputError, nearest
+from psi_fast.checkpoints import one_line
+from psi_fast.errors import ConfigError, InputError, PsiFastError, nearest
 from psi_fast.planning.costs import Cost, Sizes, costs
 from psi_fast.planning.distinct import Curve, distinct_curve
 from psi_fast.planning.workload import Workload
+from psi_fast.scores import Scores
 
 SAME = ("network", "layers", "encoder", "patch", "per_image", "band", "precision", "rotation", "text_null", "bank")
 """What a rate depends on in ways that no formula knows; sizes such as top_k or draws are in the formulas."""
@@ -79,14 +81,16 @@ def read_rates(path: str | Path, work: Workload) -> Rates:
     """
     path = require_rates(path)
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        found = _from_manifest(held, path, work) if "fingerprints" in held else _from_plan(held)
-    except (InputError, ConfigError):
+        if path.name == store.MANIFEST:
+            found = _from_run(store.load(path.parent), path.parent, work)
+        else:
+            found = _from_plan(json.loads(path.read_text(encoding="utf-8")))
+    except PsiFastError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path} holds no rates ({type(error).__name__}: {error}); expected a finished run's folder or manifest.json, or a "
-            "file of `psi-fast plan --json`"
+            f"{path} holds no rates ({one_line(error)}); expected a finished run's folder or its manifest.json, or a file of "
+            "`psi-fast plan --json`"
         ) from error
     wanted = about(work)
     if different := [name for name in SAME if found.about.get(name) != wanted[name]]:
@@ -125,12 +129,13 @@ def _from_plan(held: Mapping[str, Any]) -> Rates:
     return rates
 
 
-def _from_manifest(held: Mapping[str, Any], path: Path, work: Workload) -> Rates:
+def _from_run(scores: Scores, folder: Path, work: Workload) -> Rates:
     """What a finished run took, stage by stage; of its null draws no part is told from another, so all run at one rate."""
+    held, patches = scores.manifest, scores.patches
     config, seconds, images = held["config"], held["seconds"], held["images"]
     if held["channels"] != work.channels:
         raise ConfigError(
-            f"the run in {path.parent} scored {held['channels']} channels, expected {work.channels} as asked for here; give a "
+            f"the run in {folder} scored {held['channels']} channels, expected {work.channels} as asked for here; give a "
             "run of the same --channels"
         )
     side = 0 if held["bank"]["folder"].startswith("none") else held["bank"]["side_px"]
@@ -150,11 +155,11 @@ def _from_manifest(held: Mapping[str, Any], path: Path, work: Workload) -> Rates
     if side and seconds.get("decoding", 0) / images > 1e-5:  # faster than any decoder: the squares were there already
         found["decoding"] = seconds["decoding"] / images
     found["load"] = seconds["load encoder"] + seconds["patch size"]
-    patches = pd.read_parquet(path.parent / store.PATCHES, columns=["layer", "channel", "rank", "image", "box"])
+    assert patches is not None, "a run that was saved has patches"
     names = patches["image"].astype("category").cat.codes.to_numpy(dtype="int64")
     boxes = pd.DataFrame(patches["box"].to_list()).to_numpy(dtype="float64")
     return Rates(
-        source=f"the run in {path.parent}, made {held['made']}",
+        source=f"the run in {folder}, made {held['made']}",
         device=held["device"],
         about=about(then) | {"network": held["network"], "encoder": held["encoder"], "layers": sorted(held["layers"])},
         seconds=found,

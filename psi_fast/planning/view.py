@@ -82,10 +82,12 @@ def duration(seconds: float) -> str:
     """Such as 4.2 s, 3 min 20 s, 5 h 12 min or 14.3 days; 0 as -."""
     if not seconds:
         return "-"
-    if seconds < 60:
+    if float(f"{seconds:.3g}") < 60:
         return f"{seconds:.3g} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-    if seconds < 2 * 86400:
-        return f"{seconds // 3600:.0f} h {seconds % 3600 / 60:.0f} min"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    if minutes < 2 * 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
     return f"{seconds / 86400:,.1f} days"
