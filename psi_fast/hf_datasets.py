@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import io
 import os
 import re
 import threading
@@ -16,6 +15,7 @@ from PIL import Image
 
 from psi_fast.checkpoints import hub_in_reach, one_line
 from psi_fast.errors import InputError, nearest
+from psi_fast.image_files import open_image, read_file, require_size
 from psi_fast.image_set import ImageSet
 from psi_fast.image_trees import EXTENSIONS, file_stamp
 from psi_fast.vocabulary import numbered
@@ -76,9 +76,12 @@ def open_dataset(source: Any) -> ImageSet:
     def read(name: str) -> Image.Image:
         with lock:
             held = data[int(name)][column]
-        if held is None:
+        if held is None or (held["bytes"] is None and held["path"] is None):
             raise ValueError("the row holds no image")
-        return Image.open(io.BytesIO(held["bytes"]) if held["bytes"] is not None else held["path"])
+        if held["bytes"] is None:
+            return open_image(read_file(held["path"]))
+        require_size(len(held["bytes"]))
+        return open_image(held["bytes"])
 
     names = [str(i) for i in range(len(data))]
     return ImageSet(names, read, _stamps(data, column), labels=labels, class_names=classes, warnings=warnings)

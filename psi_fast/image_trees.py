@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image, UnidentifiedImageError
 
 from psi_fast.errors import InputError, nearest
+from psi_fast.image_files import read_file, require_size
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """File endings read as images, in any case."""
@@ -76,7 +77,7 @@ class _Folder:
                 self.stamps[(here / file).relative_to(root).as_posix()] = file_stamp(here / file)
 
     def read(self, name: str) -> bytes:
-        return (self._root / name).read_bytes()
+        return read_file(self._root / name)
 
 
 class _Zip:
@@ -96,6 +97,9 @@ class _Zip:
                 "climbs out of the zip by '..'": ".." in parts,
                 "is a link": stat.S_ISLNK(info.external_attr >> 16),
                 "is encrypted": bool(info.flag_bits & 1),
+                # the others are unpacked without a bound
+                "is packed otherwise than by deflate": info.compress_type
+                not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED),
             }
             for what, found in unsafe.items():
                 if found:
@@ -104,8 +108,10 @@ class _Zip:
                 self.stamps[info.filename] = f"{info.CRC:08x} {info.file_size}"
 
     def read(self, name: str) -> bytes:
-        with self._lock:
-            return self._zip.read(name)
+        size = self._zip.getinfo(name).file_size
+        require_size(size)
+        with self._lock, self._zip.open(name) as member:
+            return member.read(size)  # read() would unpack whatever there is, and only then look at the size
 
 
 def file_stamp(path: Path) -> str:
@@ -134,7 +140,7 @@ def open_tree(path: Path) -> ImageTree:
         raise InputError(f"no folder or zip at {str(path)!r}{nearest(path.name, siblings)}; check the path")
     if path.is_dir():
         tree = _Folder(path)
-    elif path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):
+    elif path.is_file() and (path.suffix.lower() == ".zip" or zipfile.is_zipfile(path)):
         tree = _Zip(path)
     else:
         raise InputError(f"{str(path)!r} is neither a folder nor a zip; pass a folder or a zip of images")

@@ -1,16 +1,15 @@
 """Any source of images as an ImageSet: a folder, a zip, tar shards, a Hugging Face dataset or a Dataset."""
 
-import io
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from psi_fast import hf_datasets, map_datasets, tar_shards
 from psi_fast.demo import DEMO_IMAGES, demo_tiles
 from psi_fast.errors import ConfigError, InputError
+from psi_fast.image_files import open_image
 from psi_fast.image_set import ImageSet, readable
 from psi_fast.image_trees import ImageTree, open_tree
 from psi_fast.progress import Progress
@@ -108,7 +107,7 @@ def _subset(images: ImageSet, count: int | None, seed: int) -> ImageSet:
 def _from_tree(tree: ImageTree) -> ImageSet:
     return ImageSet(
         tree.names,
-        lambda name: Image.open(io.BytesIO(tree.read(name))),
+        lambda name: open_image(tree.read(name)),
         tree.stamps,
         labels=tree.labels,
         class_names=tree.class_names,

@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from io import BufferedReader, BytesIO
+from io import BufferedReader
 from itertools import groupby
 from pathlib import Path
 
@@ -18,10 +18,12 @@ import numpy as np
 from PIL import Image
 
 from psi_fast.errors import InputError, nearest
+from psi_fast.image_files import open_image, require_size
 from psi_fast.image_set import ImageSet
 from psi_fast.image_trees import BROKEN, EXTENSIONS, reason
 from psi_fast.prefetch import prefetch
 from psi_fast.progress import Progress
+from psi_fast.tar_headers import header_in
 from psi_fast.vocabulary import numbered
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
@@ -125,8 +127,9 @@ class _Reader:
         with self._paths[shard].open("rb", buffering=0) as file:
             if _stamp(file.fileno()) != self._stamps[shard]:
                 raise InputError(f"shard {str(self._paths[shard])!r} has changed since it was indexed; start again")
+            require_size(size)
             file.seek(offset)
-            return Image.open(BytesIO(file.read(size)))
+            return open_image(file.read(size))
 
 
 def _only_shards(folder: Path) -> bool:
@@ -232,7 +235,9 @@ def _members(path: Path, file: BufferedReader) -> Iterator[tuple[str, str, tarfi
     file.seek(0)
     before = -1
     # names that are no unicode would fail when results are written
-    with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace") as tar:
+    with tarfile.open(
+        fileobj=file, mode="r:", tarinfo=header_in(file), encoding="utf-8", errors="backslashreplace"
+    ) as tar:
         while (member := tar.next()) is not None:
             tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # it keeps every header
             if member.size < 0 or member.offset <= before:
