@@ -35,6 +35,9 @@ BROKEN = (
 )
 """What PIL, zipfile and the file system raise on files that are missing, damaged or of an unknown kind."""
 
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""Ways to pack a member that zipfile unpacks with a bound."""
+
 _SPLITS = {"train", "val", "valid", "validation", "test"}
 
 
@@ -97,9 +100,7 @@ class _Zip:
                 "climbs out of the zip by '..'": ".." in parts,
                 "is a link": stat.S_ISLNK(info.external_attr >> 16),
                 "is encrypted": bool(info.flag_bits & 1),
-                # the others are unpacked without a bound
-                "is packed otherwise than by deflate": info.compress_type
-                not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED),
+                "is packed otherwise than by deflate": info.compress_type not in _METHODS,
             }
             for what, found in unsafe.items():
                 if found:
