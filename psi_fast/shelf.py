@@ -16,7 +16,7 @@ from safetensors.torch import save as serialised
 
 from psi_fast.errors import StoreError
 from psi_fast.stopping import asked, stop_if_asked
-from psi_fast.store import fingerprint, write_whole
+from psi_fast.store import fingerprint, write_shared
 
 EVERY = 15.0
 """Seconds of work on an unfinished result that a run which is killed may lose, beside its last batch."""
@@ -89,8 +89,7 @@ class Shelf:
 
     def _write(self, path: Path, write: Callable[[Path], Any]) -> None:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, write)
+            write_shared(path, write)
         except OSError as error:
             raise StoreError(
                 f"cannot write to {self.folder}: {error.strerror or error}; free some room or choose another folder"

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +25,8 @@ from psi_fast.scores import Scores
 SCORES, PATCHES, MANIFEST = "scores.parquet", "patches.parquet", "manifest.json"
 EMBEDDINGS, DISTRIBUTIONS = "embeddings.safetensors", "distributions.safetensors"
 TEMPORARY = ".psi-fast-"
+FORGOTTEN = 86400.0
+"""Seconds after which nobody is writing a temporary file any more."""
 SHARED, EXPERIMENTS, REPORT, UNFINISHED = "shared", "experiments", "report", "unfinished"
 """Folders beside a run's files: what experiments share, their results, pages to look at, and what a run goes on from."""
 FILES = (SCORES, PATCHES, EMBEDDINGS, DISTRIBUTIONS)
@@ -251,6 +254,16 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_shared(path: Path, write: Callable[[Path], Any]) -> None:
+    """As `write_whole`, to a folder that many processes write to: made where needed, rid of what killed ones left long ago."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(TEMPORARY + "*"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            if time.time() - left.stat().st_mtime > FORGOTTEN:
+                left.unlink()
+    write_whole(path, write)
 
 
 def _write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:

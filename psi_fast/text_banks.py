@@ -17,7 +17,7 @@ from psi_fast.environment import device_info, versions
 from psi_fast.errors import NotFiniteError
 from psi_fast.forward import name_of
 from psi_fast.progress import Progress
-from psi_fast.store import fingerprint, write_whole
+from psi_fast.store import fingerprint, write_shared
 from psi_fast.vocabulary import Vocabulary
 
 FORMAT = 1
@@ -96,8 +96,7 @@ def _kept(
     _require_vectors(tower.name, names, rows)
     metadata = {"about": json.dumps(about, sort_keys=True), "sha256": _checksum(rows)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda place: place.write_bytes(serialised({TENSOR: rows}, metadata)))
+        write_shared(path, lambda place: place.write_bytes(serialised({TENSOR: rows}, metadata)))
     except OSError as error:
         return rows, [
             f"the embedded concepts cannot be kept in {path.parent} ({error.strerror or error}), so each run embeds them "

@@ -1,5 +1,6 @@
 """How fast a network's forward passes are in each way of running them: tried once a machine, and kept in the cache folder."""
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from psi_fast.activation_tap import ActivationTap, JointTap
 from psi_fast.cache import cache_folder
 from psi_fast.environment import device_info, versions
 from psi_fast.forward import Pace, channels_last, fast_precision
-from psi_fast.store import fingerprint, write_whole
+from psi_fast.store import fingerprint, write_shared
 
 SIZES = (4, 8, 16)
 """Images at once that are tried."""
@@ -62,11 +63,8 @@ def choose_pace(taps: Sequence[ActivationTap], precision: str, mark: str) -> Pac
     found = fastest(taps, paces(device))
     # where the layout is not the usual one it is tried at the precision and size found, which spares half of the trial
     found = fastest(taps, [found, replace(found, memory_format=other)])
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda place: place.write_text(json.dumps(str(found)), encoding="utf-8"))
-    except OSError:
-        pass  # the next run tries again
+    with contextlib.suppress(OSError):  # the next run tries again
+        write_shared(path, lambda place: place.write_text(json.dumps(str(found)), encoding="utf-8"))
     return found
 
 
