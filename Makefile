@@ -27,6 +27,7 @@ browser: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # One stamp per set of extras: a second run installs nothing, a changed pyproject.toml installs again.
 $(VENV)/.%: pyproject.toml | $(BIN)/python

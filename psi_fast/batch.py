@@ -128,7 +128,8 @@ class Batch:
         StoreError
             A run cannot be read, or the file not written.
         """
-        varied, parts = {name: _cells(held) for name, held in varied_values(self.jobs).items()}, []
+        varied = {name: _cells(held) for name, held in varied_values(self.jobs).items()}
+        parts: list[pd.DataFrame] = []
         for number, job in enumerate(self.jobs):
             if self.record(job).state == "finished":
                 own = store.load(self.folder / job.name).table
@@ -230,5 +231,5 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 def _cells(values: Sequence[Any]) -> list[Any]:
     """What jobs say of one input, as a column of a table takes it: lists as JSON, all as text where types differ."""
     cells = [json.dumps(own) if isinstance(own, (list, tuple)) else own for own in values]
-    kinds = {type(own) for own in cells if own is not None}
+    kinds: set[type[Any]] = {type(own) for own in cells if own is not None}
     return cells if len(kinds) == 1 or kinds == {int, float} else [None if own is None else str(own) for own in cells]

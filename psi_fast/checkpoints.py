@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -62,6 +63,7 @@ def read_weights(path: str | Path, trust_checkpoint: bool = False) -> dict[str, 
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"no checkpoint file {path}")
+    state: Any
     with checkpoint_errors(path, trust_checkpoint):
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -31,5 +31,5 @@ def measure(
         found = distinctness(prototypes, k, bank.embeddings, kind=config.distinctness, head=bank.head)
         # one cluster has no siblings to be distinct from
         d[scored] = torch.where(k > 1, found.value.double(), 0)
-        concepts[scored] = found.index
+        concepts[scored] = found.concept
     return Components(clusters.silhouette.double(), q, d, concepts)

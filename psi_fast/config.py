@@ -3,11 +3,11 @@
 import dataclasses
 import math
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, cast, get_args, get_origin, get_type_hints
 
 from psi_fast.errors import ConfigError, nearest
 
@@ -127,7 +127,7 @@ class PSIConfig:
 
 
 @contextmanager
-def naming(path: str | Path) -> Iterator[None]:
+def naming(path: str | Path) -> Generator[None]:
     """Puts the name of a settings file in front of what is wrong with a setting in it."""
     try:
         yield
@@ -155,10 +155,11 @@ def _check_type(name: str, value: Any) -> None:
         raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}{nearest(str(value), choices)}")
     if name == "patch" and value not in ("effective", "theoretical", "cell", "image") and not _is_number(value):
         raise ConfigError(f"patch must be effective, theoretical, cell, image or a fraction, got {value!r}")
+    pair = cast(tuple[Any, ...], value)
     if (
         name == "band"
         and value is not None
-        and not (isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value)))
+        and not (isinstance(value, tuple) and len(pair) == 2 and all(map(_is_number, pair)))
     ):
         raise ConfigError(f"band must be two quantiles (low, high), got {value!r}")
 

@@ -97,7 +97,7 @@ def embed(
             if len(bad):
                 raise NotFiniteError(
                     f"embedding: {encoder.name} returns a vector that is zero or not finite for a crop of image "
-                    f"{names[images[rows[int(bad[0])]]]!r}; check the encoder's weights and precision"
+                    f"{names[int(images[rows[int(bad[0])]])]!r}; check the encoder's weights and precision"
                 )
             if result is None:
                 result = torch.zeros(len(crops), part.shape[1])

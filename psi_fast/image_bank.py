@@ -314,7 +314,7 @@ def _decode(images: ImageSet, side: int, folder: Path, progress: Progress) -> st
         image = images.load(index)
         sizes[index] = image.size
         square = np.ascontiguousarray(squared(image, side))
-        pixels[index], checks[index] = square, zlib.crc32(square)
+        pixels[index], checks[index] = square, zlib.crc32(square.data)
 
     with (
         closing(prefetch(work, range(len(images)), ahead=64)) as done,

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from psi_fast.config import PSIConfig, naming, read_toml
 from psi_fast.errors import ConfigError, nearest
@@ -39,7 +39,7 @@ class NamedJob:
         settings = PSIConfig().to_dict()
         given = {name: value for name, value in self.values.items() if name not in settings}
         config = PSIConfig.from_dict({name: value for name, value in self.values.items() if name in settings})
-        layers = given["layer"] if isinstance(given["layer"], list) else [given["layer"]]
+        layers = cast(list[Any], given["layer"]) if isinstance(given["layer"], list) else [given["layer"]]
         given["layer"] = [str(layer) for layer in layers]  # those of an nn.Sequential are numbers
         first = tuple(given.pop(name) for name in ("network", "layer", "images"))
         return first, given | {"config": config, "channels": channel_slice(given.get("channels"))}
@@ -66,14 +66,15 @@ def read_jobs(path: str | Path) -> tuple[Path, list[NamedJob]]:
         for name, held in (("defaults", defaults), ("grid", grid)):
             if not isinstance(held, dict):
                 raise ConfigError(f"[{name}] must be a table of names and values, got {held!r}")
-        if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+        if not isinstance(listed, list) or not all(isinstance(one, dict) for one in cast(list[Any], listed)):
             raise ConfigError(f"jobs must be tables, each under [[jobs]], got {listed!r}")
         out = values.get("out", str(Path(path).with_suffix("")))
         if not isinstance(out, str) or not out:
             raise ConfigError(f"out must name a folder, got {out!r}")
         if Path(out) == Path(path):
             raise ConfigError("out is missing, and the file's name has no ending to leave out for a folder; give out")
-        return Path(out), name_jobs([*_grid(defaults, grid), *({**defaults, **one} for one in listed)])
+        single = [{**defaults, **one} for one in cast(list[dict[str, Any]], listed)]
+        return Path(out), name_jobs([*_grid(defaults, grid), *single])
 
 
 def name_jobs(jobs: Sequence[Mapping[str, Any]]) -> list[NamedJob]:
@@ -154,7 +155,7 @@ def _check(job: Mapping[str, Any]) -> None:
 
 def _said(key: str, value: Any) -> str:
     """A value as a part of a name; numbers and switches say whose they are."""
-    values = value if isinstance(value, list) else [value]
+    values = cast(list[Any], value) if isinstance(value, list) else [value]
     said = "-".join(map(str, values))
     return said if all(isinstance(one, str) for one in values) else f"{key}-{said}"
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def locked(folder: Path) -> bool:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Generator[None]:
     """Hold the folder's lock, where its file system knows locks.
 
     Raises
@@ -48,6 +48,7 @@ def alone(folder: Path) -> Iterator[None]:
     StoreError
         Another process holds it.
     """
+    held: int | None = None
     for left in reversed(range(LOOKS)):
         try:
             held = _lock(folder, False)

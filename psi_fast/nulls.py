@@ -163,6 +163,7 @@ def text_moments(
 ) -> NullMoments:
     """The null of D alone; of `patches` it reads the channels' ids and how many are the layer's own."""
     observed = components.D
+    assert observed is not None, "where there is a bank, there is D"
     result = _empty(observed, config, keep)
     # one cluster has nothing to be told apart from: its null has no variation
     _put(result, torch.nonzero(clusters.k == 1)[:, 0], None)

@@ -200,7 +200,8 @@ def _mined_at(pace: Pace, inputs: Inputs, bars: Progress) -> list[TopPatches]:
 
 
 def _top(held: Mapping[str, torch.Tensor]) -> TopPatches:
-    return TopPatches(**{name: own if name == "image_maxima" else own.numpy() for name, own in held.items()})
+    values: dict[str, Any] = {name: own if name == "image_maxima" else own.numpy() for name, own in held.items()}
+    return TopPatches(**values)
 
 
 def _embeddings(

@@ -1,7 +1,7 @@
 """From images to a network's input, in batches on the device, with a geometry that boxes can be taken back through."""
 
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Literal
 
 import numpy as np
@@ -109,23 +109,24 @@ class Preprocess:
             [..., 4] float64 in px of the image, clipped to it.
         """
         sizes = np.asarray(sizes, dtype=np.int64)
-        scaled, corner = self._geometry(sizes)
+        scaled, corner = _geometry(self, sizes)
         points = np.asarray(boxes, dtype=np.float64).reshape(*np.shape(boxes)[:-1], 2, 2)
         points = (points + corner[..., None, :]) * (sizes / scaled)[..., None, :]
         points = np.clip(points, 0, sizes[..., None, :])
         return points.reshape(*points.shape[:-2], 4)
 
-    def _geometry(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(width, height) after resizing and (x, y) of the cut's corner, for image sizes [..., 2]; all int64."""
-        shorter = sizes if self.squash else sizes.min(axis=-1, keepdims=True)
-        scaled = self.resize * sizes // shorter
-        return scaled, np.rint((scaled - self.size) / 2).astype(np.int64)
+
+def _geometry(preprocess: Preprocess, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(width, height) after resizing and (x, y) of the cut's corner, for image sizes [..., 2]; all int64."""
+    shorter = sizes if preprocess.squash else sizes.min(axis=-1, keepdims=True)
+    scaled = preprocess.resize * sizes // shorter
+    return scaled, np.rint((scaled - preprocess.size) / 2).astype(np.int64)
 
 
 @lru_cache(maxsize=4096)
 def _plan(preprocess: Preprocess, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """(width, height) after resizing and (x, y) of the cut's corner, for one image."""
-    scaled, corner = preprocess._geometry(np.array((width, height)))
+    scaled, corner = _geometry(preprocess, np.array((width, height)))
     return tuple(scaled.tolist()), tuple(corner.tolist())
 
 
@@ -140,7 +141,7 @@ def _normalisation(
 
 def _resized(image: torch.Tensor, size: tuple[int, int], interpolation: str) -> torch.Tensor:
     """Images [B, 3, H, W] uint8 resized with antialiasing; uint8 from a CPU, float32 with whole numbers from a GPU."""
-    how = {"size": size, "mode": interpolation, "antialias": True, "align_corners": False}
+    resize = partial(interpolate, size=size, mode=interpolation, antialias=True, align_corners=False)
     if image.device.type == "cpu":  # in whole numbers throughout, and several times faster than in float32
-        return interpolate(image, **how)
-    return interpolate(image.float(), **how).round_().clamp_(0, 255)
+        return resize(image)
+    return resize(image.float()).round_().clamp_(0, 255)

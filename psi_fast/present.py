@@ -86,9 +86,9 @@ def show_jobs(jobs: pd.DataFrame, place: Path) -> None:
     """Print a row a job: state, time and what varies; the errors of failed ones; and where the results lie."""
     console = terminal()
     table = Table(box=box.SIMPLE_HEAD)
-    names = [name for name in jobs if name != "error"]
+    names = [str(name) for name in jobs if name != "error"]
     for name in names:
-        table.add_column(escape(str(name)), overflow="fold", justify="right" if name == "seconds" else "left")
+        table.add_column(escape(name), overflow="fold", justify="right" if name == "seconds" else "left")
     for _, row in jobs.iterrows():
         table.add_row(*(_number(row[name], 1) if name == "seconds" else escape(_said(row[name])) for name in names))
     console.print(table)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from psi_fast.calibration import calibrate, combine, discovery_rate, percentile
+from psi_fast.calibration import Calibrated, calibrate, combine, discovery_rate, percentile
 from psi_fast.results import (
     COMPONENTS,
     Bank,
@@ -55,7 +55,7 @@ class Scores:
 
     table: pd.DataFrame
     labels: np.ndarray
-    manifest: dict[str, Any] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict[str, Any])
     patches: pd.DataFrame | None = None
 
     def __repr__(self) -> str:
@@ -81,7 +81,7 @@ class Scores:
 
 def cautions(table: pd.DataFrame, draws: int) -> list[str]:
     """What about a run keeps its channels from being significant, whatever they do."""
-    found = []
+    found: list[str] = []
     if draws < 20:
         found.append(
             f"{draws} draws give p >= {1 / (draws + 1):.3f}, so no channel can be significant; use at least 20"
@@ -108,7 +108,7 @@ def few_draws(table: pd.DataFrame, draws: int) -> list[str]:
 
     Corrected for the layer's other channels, that p is too large; more draws could tell.
     """
-    found = []
+    found: list[str] = []
     for layer, own in table.groupby("layer", sort=False):
         scored, lowest = int(own["p"].notna().sum()), int((own["p"] <= 1 / (draws + 1) * (1 + 1e-9)).sum())
         if draws < 20 or not lowest or (own["q"] < 0.05).any():  # below 20, `cautions` says so
@@ -141,7 +141,7 @@ def tabulate(
     dead, max_activation, selectivity, unselective : [real] bool, float32, float32 and bool
     """
     real = patches.real
-    parts = {}
+    parts: dict[str, tuple[np.ndarray, NullMoments, Calibrated]] = {}
     for name, observed in components.present().items():
         null = nulls[name]
         parts[name] = (
@@ -157,7 +157,7 @@ def tabulate(
 
     unknown = np.full(patches.random, np.nan, dtype=np.float32)
     dead, unselective = (np.append(part, np.zeros(patches.random, dtype=bool)) for part in (dead, unselective))
-    flags = []
+    flags: list[list[str]] = []
     for i in range(len(k)):
         own = ["dead"] if dead[i] else ["few_patches"] if k[i] == 0 else []
         own += ["unselective"] if unselective[i] else []

@@ -6,10 +6,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -74,7 +74,7 @@ def require_own(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def reserved(folder: Path) -> Iterator[None]:
+def reserved(folder: Path) -> Generator[None]:
     """Make the folder, lock it and see that it can be written, before hours of work; when the work fails, take an empty one away.
 
     Raises
@@ -100,7 +100,7 @@ def reserved(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _writing(folder: Path) -> Generator[None]:
     """A StoreError where the folder cannot be written."""
     try:
         yield
@@ -283,7 +283,8 @@ def _read_tensors(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dic
     """Tensors and metadata of a file of a finished run."""
     _require_same(folder, _read_manifest(folder), name)
     try:
-        with safe_open(folder / name, framework="pt") as file:
+        opened: Any = safe_open(folder / name, framework="pt")
+        with opened as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118  # no dict
     except (OSError, SafetensorError) as error:
         raise StoreError(f"cannot read {folder / name}: {error}; remove {folder / MANIFEST} and score again") from error
@@ -327,13 +328,13 @@ def _differences(held: dict[str, Any], about: dict[str, Any]) -> str:
         if _part(held, part).get(name) != about[part][name]
     ]
     layers = held.get("layers")
-    same = isinstance(layers, list) and set(layers) == set(about["layers"])  # in any order
+    same = isinstance(layers, list) and set(cast(list[str], layers)) == set(about["layers"])  # in any order
     return ", ".join(names + ["layers"] * (not same)) or "channels"
 
 
 def _part(manifest: dict[str, Any], name: str) -> dict[str, Any]:
     part = manifest.get(name)
-    return part if isinstance(part, dict) else {}
+    return cast(dict[str, Any], part) if isinstance(part, dict) else {}
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -343,19 +344,20 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise StoreError(f"cannot read {folder / MANIFEST}: {error}; remove it and score again") from error
     if not isinstance(manifest, dict):
         raise StoreError(f"{folder / MANIFEST} is no manifest of psi_fast; choose another folder")
-    if CHECKSUMS in manifest and not _sealed(manifest):
+    if CHECKSUMS in manifest and not _sealed(cast(dict[str, Any], manifest)):
         raise StoreError(
             f"cannot read {folder / MANIFEST}: it is not what was written (its checksum differs); remove it and score again"
         )
-    return manifest
+    return cast(dict[str, Any], manifest)
 
 
 def _sealed(manifest: dict[str, Any]) -> bool:
-    held = manifest[CHECKSUMS]
-    return isinstance(held, dict) and held.get(MANIFEST) == _seal(manifest)
+    return _part(manifest, CHECKSUMS).get(MANIFEST) == _seal(manifest)
 
 
 def _with_lists(table: pd.DataFrame) -> pd.DataFrame:
     """The table with lists in its list columns, as it was written; parquet gives arrays back."""
-    lists = {name: [list(row) for row in table[name]] for name in ("cluster_sizes", "concepts", "flags")}
+    lists: dict[str, Any] = {
+        name: [list(row) for row in table[name]] for name in ("cluster_sizes", "concepts", "flags")
+    }
     return table.assign(**lists)

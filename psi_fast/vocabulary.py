@@ -102,7 +102,8 @@ def imagenet_names() -> list[str]:
 
     They come from the metadata that torchvision publishes with its weights; no weights are loaded.
     """
-    from torchvision.models import ResNet50_Weights  # slow to import, and needed for this vocabulary only
+    # slow to import, and needed for this vocabulary only
+    from torchvision.models import ResNet50_Weights  # pyright: ignore[reportMissingTypeStubs]
 
     names = list(ResNet50_Weights.IMAGENET1K_V2.meta["categories"])
     for index, name in _SAYS_WHICH.items():

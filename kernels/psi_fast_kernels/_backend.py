@@ -21,13 +21,13 @@ class BackendError(RuntimeError):
     """The backend asked for by name cannot run here; the message says what is missing."""
 
 
-def implementation(package: str, backend: str, device: torch.device, *, offers: Sequence[str]) -> ModuleType:
-    """The module of the op `package` that `backend` stands for on `device`; imported only now.
+def implementation(op: str, backend: str, device: torch.device, *, offers: Sequence[str]) -> ModuleType:
+    """The module of an op's package that `backend` stands for on `device`; imported only now.
 
     Parameters
     ----------
-    package : str
-        Dotted name of the op's package.
+    op : str
+        `__name__` of a module of the op's package.
     backend : str
         One of BACKENDS.
     device : torch.device
@@ -42,7 +42,7 @@ def implementation(package: str, backend: str, device: torch.device, *, offers: 
     BackendError
         An explicit backend misses its package or its device.
     """
-    return import_module(f"{package}.{FILES[select_backend(backend, device, offers=offers)]}")
+    return import_module(f"{op.rpartition('.')[0]}.{FILES[select_backend(backend, device, offers=offers)]}")
 
 
 def offered(op: str, name: str) -> str:

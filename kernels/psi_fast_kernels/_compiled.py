@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numba.core.config
 import torch
+
+_settings: Any = numba.core.config  # which makes its names when it is imported
 
 PARTS = 4  # per thread, so that a slow part does not hold the others up
 
@@ -27,8 +30,8 @@ def compiled(function: Callable | None = None, *, in_order: bool = False, inline
     """
     if function is None:
         return partial(compiled, in_order=in_order, inline=inline)
-    given = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = given or str(_cache_folder())
+    given = _settings.CACHE_DIR
+    _settings.CACHE_DIR = given or str(_cache_folder())
     try:
         return numba.njit(
             cache=True,
@@ -39,7 +42,7 @@ def compiled(function: Callable | None = None, *, in_order: bool = False, inline
             forceinline=True,
         )(function)
     finally:
-        numba.config.CACHE_DIR = given
+        _settings.CACHE_DIR = given
 
 
 def over_threads(work: Callable[[slice], None], total: int) -> None:

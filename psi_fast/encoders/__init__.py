@@ -118,7 +118,7 @@ def load_encoder(spec: str | Encoder, trust_checkpoint: bool = False) -> Encoder
         that cannot be read or does not fit, or a hub that cannot be reached.
     """
     if not isinstance(spec, str):
-        if isinstance(spec, Encoder):
+        if isinstance(spec, Encoder):  # pyright: ignore[reportUnnecessaryIsInstance]  # of what callers gave
             return spec
         raise ModelError(
             f"an encoder is a spec or has name, preprocess, warnings, encode, concepts, fingerprint and to; "

@@ -24,6 +24,7 @@ from psi_fast.checkpoints import (
 from psi_fast.errors import ModelError, nearest
 from psi_fast.forward import autocast, channels_last, fast_precision, in_slices, name_of
 from psi_fast.networks import require
+from psi_fast.networks.network import triple
 from psi_fast.preprocess import Preprocess
 from psi_fast.progress import Progress
 from psi_fast.vocabulary import TEMPLATES, Vocabulary, load_vocabulary
@@ -166,7 +167,7 @@ class OpenClipEncoder:
             )
         (side,) = sides
         mean, std = (
-            (part,) * 3 if isinstance(part, float) else tuple(part) for part in (settings["mean"], settings["std"])
+            triple([part] * 3 if isinstance(part, float) else part) for part in (settings["mean"], settings["std"])
         )
         return Preprocess(side, side, mean, std, interpolation, squash=mode == "squash")
 

@@ -1,7 +1,7 @@
 """Text-only heads: concept names embedded by sentence-transformers, for distances among concepts."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
@@ -69,7 +69,7 @@ def load_text_head(spec: str | TextHead) -> TextHead:
         For an unknown family, a missing package, a folder without a model, or a hub that cannot be reached.
     """
     if not isinstance(spec, str):
-        if isinstance(spec, TextHead):
+        if isinstance(spec, TextHead):  # pyright: ignore[reportUnnecessaryIsInstance]  # of what callers gave
             return spec
         raise ModelError(
             f"a text head is a spec or has name, precision, warnings, embed, fingerprint and to; got {type(spec).__name__}"
@@ -105,7 +105,7 @@ class SentenceTransformersHead:
 
     def embed(self, concepts: Sequence[str], progress: Progress | None = None) -> torch.Tensor:
         """Unit vectors float32 [P, e] on the CPU of the bare names."""
-        rows = []
+        rows: list[torch.Tensor] = []
         with (progress or Progress(False)).bar("text head", len(concepts), "concept") as bar:
             for start in range(0, len(concepts), BATCH):
                 names = list(concepts[start : start + BATCH])
@@ -165,7 +165,7 @@ class SentenceTransformersHead:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def _silent() -> Generator[None]:
     """Without the bars that transformers draws while it loads, terminal or not."""
     from transformers.utils import logging
 

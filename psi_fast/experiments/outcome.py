@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, cast
 
 import pandas as pd
 import pyarrow as pa
@@ -60,7 +60,7 @@ class Outcome(Finding):
 
     name: str = ""
     folder: Path = Path()
-    manifest: dict[str, Any] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict[str, Any])
     draw: Draw | None = None
 
     @property
@@ -234,10 +234,10 @@ def _made(about: dict[str, Any]) -> str:
 def _plain(value: Any) -> Any:
     """Options as JSON takes them."""
     if isinstance(value, dict):
-        return {key: _plain(own) for key, own in value.items()}
+        return {key: _plain(own) for key, own in cast(dict[str, Any], value).items()}
     if isinstance(value, (list, tuple, range)):
-        return [_plain(own) for own in value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+        return [_plain(own) for own in cast(Sequence[Any], value)]
+    return os.fspath(cast(os.PathLike[str], value)) if isinstance(value, os.PathLike) else value
 
 
 def _number(value: float) -> str:

@@ -227,8 +227,8 @@ class Study:
         )
         own, random = index[: held.size].reshape(held.shape), index[held.size :]
         labels = self.subject.images.labels
-        background = Background(rows[random], None if labels is None else torch.from_numpy(labels[images]))
-        return top, PatchEmbeddings(*used_rows(rows, own), torch.from_numpy(top.channels)), background
+        background = Background(rows[random], None if labels is None else torch.as_tensor(labels[images]))
+        return top, PatchEmbeddings(*used_rows(rows, own), torch.as_tensor(top.channels)), background
 
     def evaluation(
         self,
@@ -309,7 +309,7 @@ class Study:
         labels = self.subject.images.labels
         return evaluate(
             patches,
-            None if labels is None else torch.from_numpy(labels[top.images]),
+            None if labels is None else torch.as_tensor(labels[top.images]),
             text,
             background,
             config,
@@ -337,7 +337,7 @@ class Study:
         unknown, nothing = np.full(count, np.nan, dtype=np.float32), np.zeros(count, dtype=bool)
         return evaluate(
             patches,
-            None if classes is None else torch.from_numpy(classes),
+            None if classes is None else torch.as_tensor(classes),
             text,
             None,
             config,

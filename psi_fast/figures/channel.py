@@ -85,7 +85,7 @@ def activations(details: "Details", row: int) -> "Figure":
     with panels(1) as (figure, (panel,)):
         panel.axvspan(low, high, color=COLOURS[1], alpha=0.25, label=f"{len(patches)} patches: {low:.3g} to {high:.3g}")
         panel.hist(maxima, 40, color=COLOURS[0], alpha=0.7, label=f"{len(maxima)} images of the set")
-        panel.yaxis.get_major_locator().set_params(integer=True)
+        panel.locator_params(axis="y", integer=True)
         panel.set(xlabel="largest activation, unit of the network", ylabel="images")
         heading(figure, named(details, row))
         figure.legend(loc="outside lower center", fontsize=7)

@@ -34,12 +34,11 @@ def compare(first: "Details", second: "Details") -> "Figure":
             ranks = shared_ranks(first, second, layer)
             panel.scatter(*ranks, s=8, color=CHANNELS, alpha=0.4, linewidths=0, rasterized=True)
             panel.plot([1, len(ranks[0])], [1, len(ranks[0])], color="black", linewidth=0.6, zorder=1)
-            rho = spearmanr(*ranks).statistic
+            rho, _ = spearmanr(*ranks)
             title = f"{layer_title(layer)}\nSpearman's {RHO} = {rho:.3f}, {len(ranks[0])} channels"
             panel.set(title=title, aspect="equal")
             panel.set(xlabel=f"rank in {names[0]}\n{DIRECTION}", ylabel=f"rank in {names[1]}\n{DIRECTION}")
-            for axis in (panel.xaxis, panel.yaxis):
-                axis.get_major_locator().set_params(nbins=5, integer=True)
+            panel.locator_params(nbins=5, integer=True)
             found = [run.scores.table["log_psi"].iloc[run.layers[layer]].dropna().to_numpy() for run in (first, second)]
             draw_spreads(beside, found)
             beside.set_xticks([1, 2], [f"{name}\n{len(own)} channels" for name, own in zip(names, found, strict=True)])

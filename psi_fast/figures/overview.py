@@ -128,7 +128,7 @@ def flags(details: "Details", layers: Sequence[str]) -> "Figure":
             panel.grid(axis="y", visible=False)
             panel.set(title=layer_title(layer), xlabel=f"channels with the flag, of {len(own)}")
             panel.set_xlim(0, 1.45 * max(1, *counts))
-            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.locator_params(axis="x", integer=True)
     return figure
 
 
@@ -185,7 +185,7 @@ def _histograms(panel: "Axes", series: dict[str, tuple[np.ndarray, str]], bins: 
     for name, (values, colour) in series.items():
         filled = name == "channels"
         panel.hist(
-            values, bins, weights=np.full(len(values), 100 / max(1, len(values))), color=colour,
+            values, bins.tolist(), weights=np.full(len(values), 100 / max(1, len(values))), color=colour,
             histtype="stepfilled" if filled else "step", alpha=0.45 if filled else 1, label=f"{name} ({len(values)})",
         )  # fmt: skip
     panel.set(ylabel="share in each bin (%)")

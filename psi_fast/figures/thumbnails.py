@@ -35,7 +35,7 @@ def clusters(details: "Details", row: int, images: Any = None) -> "Figure":
     names = clusters_of(details, row)
     with panels(len(names) * SHOWN, rows=len(names), width=INCHES, height=INCHES + NAME) as (figure, axes):
         figure.set_size_inches(INCHES * SHOWN, (INCHES + NAME) * len(names) + NAME)
-        figure.get_layout_engine().set(w_pad=0.01, h_pad=0.035, wspace=0, hspace=0)
+        figure.set_layout_engine("constrained", w_pad=0.01, h_pad=0.035, wspace=0, hspace=0)
         heading(figure, f"{named(details, row)}; {CLUSTER}")
         for panel in axes:
             panel.set_axis_off()

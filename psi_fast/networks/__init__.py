@@ -3,8 +3,8 @@
 import importlib
 import inspect
 import traceback
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -55,7 +55,7 @@ def load_network(spec: str | nn.Module | Network, trust_checkpoint: bool = False
         read or does not fit, a hub that cannot be reached (with the file to fetch), or what TorchScript or torch.export made.
     """
     network = _load(spec, trust_checkpoint)
-    for name, part in network.module.named_modules():
+    for name, part in cast(Iterable[tuple[str, nn.Module]], network.module.named_modules()):
         where = f" in {name!r}" if name else ""
         if isinstance(part, torch.jit.ScriptModule):
             raise ModelError(
@@ -88,7 +88,7 @@ def _load(spec: str | nn.Module | Network, trust_checkpoint: bool) -> Network:
         return _from_module(spec, type(spec).__name__)
     if _is_exported(spec):
         raise ModelError(f"a {type(spec).__name__} of torch.export cannot be read layer by layer, {_EXPORTED}")
-    if not isinstance(spec, str):
+    if not isinstance(spec, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # of what callers gave
         raise ModelError(f"a network is a spec, an nn.Module or a Network, got {type(spec).__name__}")
     family, colon, rest = spec.partition(":")
     if colon and rest and family in _FAMILIES:

@@ -2,7 +2,7 @@
 
 import importlib
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ class Network:
     """The spec it was loaded from, or the module's class."""
     class_names: list[str] | None = None
     """Names of its outputs when it is a classifier whose classes are known, else None."""
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list[str])
     """What a reader of the results must know, such as random weights."""
 
     def fingerprint(self) -> str:
@@ -65,10 +65,10 @@ def is_path(weights: str) -> bool:
 
 
 @contextmanager
-def seeded() -> Iterator[None]:
+def seeded() -> Generator[None]:
     """Random weights are the same in every run, and the caller's generator is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]  # torch gives its arguments no types
+        torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
         yield
 
 

@@ -5,7 +5,6 @@ with how many boxes, depends on that share alone. So of n images the top k tell 
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -52,6 +51,6 @@ def distinct_crops_of(curve: Curve, top_k: int, images: int) -> int:
     return max(1, round(images * math.exp(crops[at] + slope * (wanted - share[at]))))
 
 
-def _slope(x: Sequence[float], y: Sequence[float], first: int, last: int) -> float:
+def _slope(x: np.ndarray, y: np.ndarray, first: int, last: int) -> float:
     """Between two points, within 0..1."""
     return min(1.0, max(0.0, (y[last] - y[first]) / (x[last] - x[first])))

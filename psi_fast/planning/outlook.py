@@ -218,6 +218,6 @@ def positive(name: str, value: Any, unit: float = 1.0) -> float | None:
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [
-        {name: None if isinstance(own, float) and math.isnan(own) else own for name, own in row.items()}
+        {str(name): None if isinstance(own, float) and math.isnan(own) else own for name, own in row.items()}
         for row in table.to_dict("records")
     ]

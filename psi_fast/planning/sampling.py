@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -178,12 +179,13 @@ def _chosen(tops: Sequence[TopPatches], boxes: Sequence[np.ndarray]) -> tuple[np
     living = np.flatnonzero((images >= 0).all(1))
     if not len(living):
         raise InputError("no channel varies over the sample's images, so nothing can be tried; give other images")
-    for count in range(1, len(living) + 1):
+    count = 1
+    while True:
         rows = living[np.linspace(0, len(living) - 1, count, dtype=int)]
         crops, index = distinct_crops(images[rows], places[rows])
-        if len(crops) >= CROPS:
-            break
-    return crops, index, images[rows]
+        if len(crops) >= CROPS or count == len(living):
+            return crops, index, images[rows]
+        count += 1
 
 
 def _score(
@@ -202,7 +204,9 @@ def _score(
     rows = len(patches.unique)
     of_rows = None if labels is None else torch.zeros(rows, dtype=torch.int64)
     channels = len(patches.index)
-    known = {name: np.full(channels, np.nan, dtype=np.float32) for name in ("max_activation", "selectivity")}
+    known: dict[str, Any] = {
+        name: np.full(channels, np.nan, dtype=np.float32) for name in ("max_activation", "selectivity")
+    }
     known |= {name: np.zeros(channels, dtype=bool) for name in ("dead", "unselective")}
 
     def timed(background: Background | None, draws: int) -> TimedProgress:

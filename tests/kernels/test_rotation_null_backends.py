@@ -164,7 +164,7 @@ def test_out_of_memory_gives_the_same_draws_in_smaller_chunks(triton_device, mon
     x = cloud(7, 8, 3)
     space, pool = space_of(x, torch.float32), pool_of(x, torch.float32, "unimodal", range(2))
     whole = draw("triton", triton_device, space, pool, "unimodal")
-    module = implementation("psi_fast_kernels.rotation_null", "triton", triton_device, offers=("triton",))
+    module = implementation("psi_fast_kernels.rotation_null.op", "triton", triton_device, offers=("triton",))
     kernel = module._rotation
 
     class RoomForTwo:

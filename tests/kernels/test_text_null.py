@@ -62,7 +62,7 @@ def test_a_head_gives_the_distances_and_the_bank_the_concepts(dtype):
     prototypes, k, text = problem(dtype=dtype)
     head = other_bank(text)
     value, index = distinctness(prototypes, k, text, kind="pairwise", head=head)
-    assert torch.equal(index, distinctness(prototypes, k, text, kind="pairwise").index)
+    assert torch.equal(index, distinctness(prototypes, k, text, kind="pairwise").concept)
     for i, size in enumerate(k.tolist()):
         expected = replicas.pairwise(None, head[index[i, :size]].double().numpy())
         assert float(value[i]) == pytest.approx(expected, abs=TOLERANCE[dtype])

@@ -3,10 +3,10 @@
 cuML starts from points and draws its own k-means++ starts, so its clusterings are others than the reference's, and as good.
 """
 
-import cupy
+import cupy  # pyright: ignore[reportMissingImports]  # of the extra rapids, which installs beside a GPU only
 import torch
-from cuml.cluster import KMeans
-from cuml.metrics.cluster import silhouette_score
+from cuml.cluster import KMeans  # pyright: ignore[reportMissingImports]
+from cuml.metrics.cluster import silhouette_score  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
 from psi_fast_kernels.cluster.reference import MAX_STEPS, SAME, Clustering

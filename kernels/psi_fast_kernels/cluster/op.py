@@ -49,5 +49,5 @@ def cluster(
         raise ValueError(
             f"channel and draw must be [{gram.shape[0]}], got {tuple(channel.shape)} and {tuple(draw.shape)}"
         )
-    module = implementation(__package__, backend, gram.device, offers=OFFERS)
+    module = implementation(__name__, backend, gram.device, offers=OFFERS)
     return module.cluster(gram, k_max=k_max, n_init=n_init, seed=seed, stream=stream, channel=channel, draw=draw)

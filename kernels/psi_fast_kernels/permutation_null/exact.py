@@ -59,7 +59,7 @@ def mutual_information_moments(cluster_sizes: np.ndarray, class_sizes: np.ndarra
 
 
 def moments_of_information(
-    first: np.ndarray, second: np.ndarray, cluster_sizes: np.ndarray, class_sizes: np.ndarray
+    first: np.ndarray | float, second: np.ndarray | float, cluster_sizes: np.ndarray, class_sizes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of mutual information [...] from those of sum f: its mean and mean square, sizes in the last axis."""
     total = cluster_sizes.sum(-1)

@@ -31,7 +31,7 @@ def permutation_null(
         raise ValueError(f"channel must be [{clusters.shape[0]}], got {tuple(channel.shape)}")
     if draws.step != 1:
         raise ValueError(f"draws must count up by 1, got {draws}")
-    module = implementation(__package__, backend, clusters.device, offers=OFFERS)
+    module = implementation(__name__, backend, clusters.device, offers=OFFERS)
     return module.permutation_null(clusters, labels, draws=draws, seed=seed, channel=channel)
 
 
@@ -46,7 +46,7 @@ def permutation_moments(clusters: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
         Cluster and class of each sample; `dense_labels` brings any integers into 0..L-1.
     """
     _check(clusters, labels)
-    module = implementation(__package__, "auto", torch.device("cpu"), offers=("numba", "torch"))
+    module = implementation(__name__, "auto", torch.device("cpu"), offers=("numba", "torch"))
     sizes = (group_sizes(x).cpu().numpy() for x in (clusters, labels))
     mean, variance = (torch.as_tensor(x, device=clusters.device) for x in module.information_moments(*sizes))
     scale = (entropy(clusters) + entropy(labels)) / 2

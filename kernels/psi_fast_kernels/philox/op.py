@@ -64,4 +64,4 @@ def _module(seed: int, stream: int, channel: Tensor, draw: Tensor, count: int, b
             "channel and draw must be int64 on one device, "
             f"got {channel.dtype} on {channel.device} and {draw.dtype} on {draw.device}"
         )
-    return implementation(__package__, backend, channel.device, offers=OFFERS)
+    return implementation(__name__, backend, channel.device, offers=OFFERS)

@@ -83,7 +83,7 @@ def rotation_null(
         )
     if channel.shape != tangent.angles.shape[:1]:
         raise ValueError(f"channel must be [{len(tangent.angles)}], got {tuple(channel.shape)}")
-    module = implementation(__package__, backend, tangent.angles.device, offers=OFFERS)
+    module = implementation(__name__, backend, tangent.angles.device, offers=OFFERS)
     return module.rotation_null(
         tangent, pool, rotation=rotation, k_max=k_max, n_init=n_init, seed=seed, channel=channel
     )

@@ -67,7 +67,7 @@ def text_shuffle_null(
             raise ValueError(f"pool must be [M] int64 with M >= 1, got {tuple(pool.shape)} {pool.dtype}")
         if int(pool.min()) < 0 or int(pool.max()) >= len(text):
             raise ValueError(f"pool must lie in 0..{len(text) - 1}, got {int(pool.min())}..{int(pool.max())}")
-    module = implementation(__package__, backend, text.device, offers=OFFERS)
+    module = implementation(__name__, backend, text.device, offers=OFFERS)
     if len(k) == 0 or len(draws) == 0:
         return prototypes.new_empty(len(k), len(draws))
     return module.text_shuffle_null(
@@ -93,7 +93,7 @@ def text_rotation_null(
     """
     _check(prototypes, k, text, kind, draws, seed)
     head = compared_bank(text, head, kind)
-    module = implementation(__package__, backend, text.device, offers=OFFERS)
+    module = implementation(__name__, backend, text.device, offers=OFFERS)
     if len(k) == 0 or len(draws) == 0:
         return prototypes.new_empty(len(k), len(draws))
     return module.text_rotation_null(prototypes, k, text, kind=kind, head=head, draws=draws, seed=seed)

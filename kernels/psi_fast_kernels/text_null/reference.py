@@ -30,7 +30,7 @@ class Concepts(NamedTuple):
     """D [C] of each channel, and the concept index of each cluster [C, k_max] int64, -1 from k on."""
 
     value: Tensor
-    index: Tensor
+    concept: Tensor
 
 
 def distinctness(
@@ -197,7 +197,8 @@ def channels_per_chunk(prototypes: Tensor, bank: Tensor, draws: int, kind: str) 
 
 def _gaps(chosen: Tensor, fit: Tensor) -> Tensor:
     """Gap [C, B] of the concepts [C, B, k_max], from nu_l . T_p [C, k_max, P]."""
-    return sum(fit[:, cluster].gather(1, chosen[..., cluster]) for cluster in range(fit.shape[1]))
+    gaps = (fit[:, cluster].gather(1, chosen[..., cluster]) for cluster in range(fit.shape[1]))
+    return sum(gaps, start=fit.new_zeros(()))
 
 
 def distances(chosen: Tensor, k: Tensor, bank: Tensor) -> Tensor:

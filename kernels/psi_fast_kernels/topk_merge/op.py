@@ -53,5 +53,5 @@ def topk_merge(
         raise ValueError(f"per_image must lie in 1..P = {positions}, got {per_image}")
     if first_image < 0:
         raise ValueError(f"first_image must be at least 0, got {first_image}")
-    module = implementation(__package__, backend, activations.device, offers=OFFERS)
+    module = implementation(__name__, backend, activations.device, offers=OFFERS)
     return module.topk_merge(top, activations, first_image, per_image=per_image)
