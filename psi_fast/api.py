@@ -16,7 +16,7 @@ from psi_fast.encoders import Encoder
 from psi_fast.encoders.text_head import TextHead
 from psi_fast.environment import pick_backend, pick_device
 from psi_fast.errors import InputError
-from psi_fast.evaluation import Background, evaluate
+from psi_fast.evaluation import FEWER_CHANNELS, Background, evaluate
 from psi_fast.networks import Network
 from psi_fast.peer_scores import scaled
 from psi_fast.pipeline import Inputs, Tensors, run
@@ -24,6 +24,7 @@ from psi_fast.progress import Progress
 from psi_fast.scores import Scores
 from psi_fast.shelf import Shelf
 from psi_fast.subject import open_subject
+from psi_fast.trial_forward import memory_told
 from psi_fast.validation import (
     read_activations,
     read_bank,
@@ -152,7 +153,8 @@ def score(
         with bars.stage("decoding"):
             squares = subject.squares(bars)
         see_room()  # a bank on the same disk has taken its share by now
-        return run(Inputs(subject, squares, text, said, shelf), about, bars)
+        with memory_told("the run", FEWER_CHANNELS):
+            return run(Inputs(subject, squares, text, said, shelf), about, bars)
 
     shelf = None if share is None else Shelf(Path(share))
     if folder is None:

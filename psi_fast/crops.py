@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from psi_fast.config import PSIConfig
 from psi_fast.encoders import Encoder
-from psi_fast.errors import NotFiniteError
+from psi_fast.errors import DeviceMemoryError, NotFiniteError
 from psi_fast.forward import one_thread, step_of
 from psi_fast.image_bank import MAX_SIDE, ImageBank, Squares
 from psi_fast.image_stream import ImageStream
@@ -19,7 +19,7 @@ from psi_fast.preprocess import Preprocess
 from psi_fast.progress import Progress
 from psi_fast.shelf import Unfinished
 from psi_fast.stopping import postponed
-from psi_fast.trial_forward import told
+from psi_fast.trial_forward import halved, memory_told, told
 
 WINDOW = 256
 """Crops that follow one another in the order of their images and are put in order of size: those of one size go together."""
@@ -72,23 +72,52 @@ def embed(
         An embedding is not finite or zero.
     ModelError
         The encoder raises.
+    DeviceMemoryError
+        Not even one crop at a time fits into the device's memory; until then the batch is halved.
     """
     encoder = encoder.to(device)
     done, held = unfinished.read() if unfinished else (0, {})
     result = held.get("rows")
     missing = held.get("missing", torch.ones(len(crops), dtype=torch.bool))
-    wanted = torch.nonzero(missing)[:, 0].numpy()
+    batch_size = config.batch_size
+    with postponed() if unfinished else nullcontext(), progress.bar("embedding", len(crops), "crop", done) as bar:
+        while missing.any():
+            wanted = torch.nonzero(missing)[:, 0]
+            try:
+                batches = _encoded(crops[wanted.numpy()], bank, names, encoder, device, batch_size)
+                for places, part in batches:
+                    if result is None:
+                        result = torch.zeros(len(crops), part.shape[1])
+                    rows = wanted[torch.from_numpy(places)]
+                    result[rows], missing[rows] = part, False
+                    bar.update(len(part))
+                    if unfinished:
+                        found = {"rows": result, "missing": missing}
+                        unfinished.write(len(crops) - int(missing.sum()), lambda found=found: found)
+            except DeviceMemoryError as error:
+                batch_size = halved(batch_size, lambda size: step_of(device, size), error)
+    assert result is not None, "a run has a crop"
+    return result
+
+
+def _encoded(
+    crops: np.ndarray,
+    bank: ImageBank | ImageStream,
+    names: Sequence[str],
+    encoder: Encoder,
+    device: torch.device,
+    batch_size: int,
+) -> Generator[tuple[np.ndarray, torch.Tensor], None, None]:
+    """In batches, which of the crops they are [B], and what `embed` gives for them."""
     images, boxes = crops[:, 0].astype(np.int64), whole_pixels(crops[:, 1:], bank.side)
-    step = step_of(device, config.batch_size)
-    batches = prepared(bank, images[wanted], boxes[wanted], encoder.preprocess, device, step)
-    with (
-        torch.inference_mode(),
-        closing(batches),
-        postponed() if unfinished else nullcontext(),
-        progress.bar("embedding", len(crops), "crop", done) as bar,
-    ):
-        for places, pixels in batches:
-            rows = wanted[places]
+    batches = prepared(bank, images, boxes, encoder.preprocess, device, step_of(device, batch_size))
+    with torch.inference_mode(), closing(batches):
+        while True:
+            with memory_told(f"embedding by {encoder.name}"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            rows, pixels = batch
             first = names[int(images[rows[0]])]
             where = f" on a batch of crops, the first of them of image {first!r}"
             with told(f"embedding: {encoder.name}", lambda _error, where=where: where):
@@ -99,16 +128,7 @@ def embed(
                     f"embedding: {encoder.name} returns a vector that is zero or not finite for a crop of image "
                     f"{names[int(images[rows[int(bad[0])]])]!r}; check the encoder's weights and precision"
                 )
-            if result is None:
-                result = torch.zeros(len(crops), part.shape[1])
-            result[torch.from_numpy(rows)] = normalize(part.double(), dim=1, eps=0).float()
-            bar.update(len(part))
-            if unfinished:
-                missing[torch.from_numpy(rows)] = False
-                found = {"rows": result, "missing": missing}
-                unfinished.write(len(crops) - int(missing.sum()), lambda found=found: found)
-    assert result is not None, "a run has a crop"
-    return result
+            yield rows, normalize(part.double(), dim=1, eps=0).float()
 
 
 def prepared(

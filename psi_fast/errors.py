@@ -24,6 +24,10 @@ class ModelError(PsiFastError, ValueError):
     """A network, layer, encoder or vocabulary cannot be found or loaded."""
 
 
+class DeviceMemoryError(ModelError):
+    """The memory of the device does not suffice."""
+
+
 class StoreError(PsiFastError, OSError):
     """A run folder cannot be written or read."""
 

@@ -16,11 +16,15 @@ from psi_fast.peer_scores import peer_scores
 from psi_fast.progress import Progress
 from psi_fast.results import COMPONENTS, Bank, Clusters, PatchEmbeddings
 from psi_fast.scores import tabulate
+from psi_fast.trial_forward import memory_told
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels.philox import permutation
 
 RANDOM_CHANNELS = 100
 """Random-patch channels scored beside the real ones; `random_percentile` moves in steps of 1 %."""
+FEWER_CHANNELS = (
+    "score fewer channels at once (--channels), free memory of the device, or choose another one (--device)"
+)
 FIRST_RANDOM_ID = 2**31  # their draws are no real channel's
 
 
@@ -86,11 +90,11 @@ def evaluate(
     patches = patches.to(device)
     labels = None if labels is None else labels.to(device)
     bank = None if bank is None else bank.to(device)
-    with progress.stage("clusters"):
+    with progress.stage("clusters"), memory_told("clusters", FEWER_CHANNELS):
         clusters = cluster_patches(patches, config, progress)
         components = measure(patches, clusters, labels, bank, config)
         peers = peer_scores(plain, weights, class_selectivity, config)
-    with progress.stage("nulls"):
+    with progress.stage("nulls"), memory_told("null draws", FEWER_CHANNELS):
         nulls = draw_nulls(patches, clusters, components, labels, bank, config, progress, keep_draws)
     table, random = tabulate(
         patches,

@@ -10,7 +10,7 @@ import torch
 
 from psi_fast.activation_tap import ActivationTap, JointTap
 from psi_fast.config import PSIConfig
-from psi_fast.errors import NotFiniteError
+from psi_fast.errors import DeviceMemoryError, NotFiniteError
 from psi_fast.forward import Pace, step_of
 from psi_fast.image_bank import ImageBank
 from psi_fast.image_stream import ImageStream
@@ -20,6 +20,7 @@ from psi_fast.progress import Progress
 from psi_fast.results import KEPT_IMAGES, TopPatches
 from psi_fast.shelf import Unfinished
 from psi_fast.stopping import postponed
+from psi_fast.trial_forward import halved, memory_told
 from psi_fast_kernels._backend import offered
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels.philox import uint32
@@ -52,6 +53,8 @@ def mine(
         The network returns a value that is not finite.
     ModelError
         The network raises, or a layer's output changes its shape.
+    DeviceMemoryError
+        Not even one image at a time fits into the device's memory; until then the batch is halved.
     """
     rankings = [
         _Ranking(ids, names, config, tap.positions, tap.device, _asked(tap, ids), labels)
@@ -67,13 +70,19 @@ def mine(
     def state() -> dict[str, torch.Tensor]:
         return {f"{row} {name}": own for row, ranking in enumerate(rankings) for name, own in ranking.state().items()}
 
+    batch_size = config.batch_size
     with postponed() if unfinished else nullcontext(), progress.bar("mining", len(bank), "img", done) as bar:
-        for first, layers in activations(taps, network, bank, range(done, len(bank)), config.batch_size, pace):
-            for ranking, own in zip(rankings, layers, strict=True):
-                ranking.add(own, first)
-            bar.update(len(layers[0]))
-            if unfinished:
-                unfinished.write(first + len(layers[0]), state)
+        while done < len(bank):
+            try:
+                for first, layers in activations(taps, network, bank, range(done, len(bank)), batch_size, pace):
+                    for ranking, own in zip(rankings, layers, strict=True):
+                        ranking.add(own, first)
+                    done = first + len(layers[0])
+                    bar.update(len(layers[0]))
+                    if unfinished:
+                        unfinished.write(done, state)
+            except DeviceMemoryError as error:  # of a forward pass: nothing of its batch has been ranked
+                batch_size = halved(batch_size, lambda size: step_of(taps[0].device, size), error)
     return [ranking.result() for ranking in rankings]
 
 
@@ -89,12 +98,15 @@ def activations(
     joint = JointTap(taps, pace)
     step = step_of(joint.device, batch_size, joint.pace.size)
     size = network.preprocess.size
-    space = torch.empty(step, size, size, 3, device=joint.device)
+    with memory_told(f"{network.name} on {step} images"):
+        space = torch.empty(step, size, size, 3, device=joint.device)
     parts = [slice(first, min(first + step, images.stop)) for first in range(images.start, images.stop, step)]
     with joint, torch.inference_mode(), closing(bank.walk(parts)) as walk:
         for part, (squares, rows) in zip(parts, walk, strict=True):
-            pixels = squares.read(rows, joint.device)
-            yield part.start, joint(network.preprocess(pixels, space[: len(pixels)]))
+            with memory_told(f"{network.name} on {step} images"):
+                pixels = squares.read(rows, joint.device)
+                found = joint(network.preprocess(pixels, space[: len(pixels)]))
+            yield part.start, found
 
 
 def rank_maxima(

@@ -1,5 +1,6 @@
 """A network run once on made-up images: in eval mode, its state as before afterwards, its errors as one clear line."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -8,11 +9,15 @@ import torch
 from torch import nn
 
 from psi_fast.checkpoints import one_line
-from psi_fast.errors import ModelError, PsiFastError
+from psi_fast.errors import DeviceMemoryError, ModelError, PsiFastError
 from psi_fast.forward import name_of
+from psi_fast_kernels._chunks import out_of_memory
 
 if TYPE_CHECKING:
     from psi_fast.networks import Network
+
+
+MORE_MEMORY = "lower batch_size, free memory of the device, or choose another one (--device)"
 
 
 def trial_forward(network: "Network", make: Callable[..., torch.Tensor], count: int = 2) -> Any:
@@ -48,10 +53,36 @@ def told(who: str, where: Callable[[Exception], str]) -> Iterator[None]:
     except PsiFastError:  # from a hook
         raise
     except Exception as error:
-        remedy = "mend its forward, or leave out the images that it cannot take"
-        if isinstance(error, torch.OutOfMemoryError):
-            remedy = "lower batch_size, or free memory of the GPU"
-        raise ModelError(f"{who} raised {type(error).__name__} ({one_line(error)}){where(error)}; {remedy}") from error
+        kind, remedy = ModelError, "mend its forward, or leave out the images that it cannot take"
+        if out_of_memory(error):
+            kind, remedy = DeviceMemoryError, MORE_MEMORY
+        raise kind(f"{who} raised {type(error).__name__} ({one_line(error)}){where(error)}; {remedy}") from error
+
+
+@contextmanager
+def memory_told(what: str, remedy: str = MORE_MEMORY) -> Iterator[None]:
+    """Turns the error of an allocation within into one line: on `what` it was raised, and the `remedy`."""
+    try:
+        yield
+    except PsiFastError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise DeviceMemoryError(
+            f"{what}: the device's memory does not suffice ({one_line(error)}); {remedy}"
+        ) from error
+
+
+def halved(batch_size: int, step: Callable[[int], int], error: DeviceMemoryError) -> int:
+    """Half of a batch that did not fit into the device's memory; raises the error where that changes no `step` of it."""
+    half = max(1, batch_size // 2)
+    if step(half) == step(batch_size):
+        raise error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    warnings.warn(f"out of memory with {batch_size} at once; going on with {half}", stacklevel=2)
+    return half
 
 
 def where_read(network: "Network", layers: Sequence[str], batch: torch.Tensor, error: Exception) -> str:

@@ -27,7 +27,7 @@ def in_chunks(work: Callable[[slice], None], total: int, chunk: int, what: str) 
         try:
             work(slice(start, min(start + chunk, total)))
         except (RuntimeError, MemoryError) as error:
-            if chunk == 1 or not _out_of_memory(error):
+            if chunk == 1 or not out_of_memory(error):
                 raise
         else:
             start += chunk
@@ -39,6 +39,7 @@ def in_chunks(work: Callable[[slice], None], total: int, chunk: int, what: str) 
         warnings.warn(f"out of memory with {failed} {what} at once; going on with {chunk}", stacklevel=2)
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is that of an allocation, on a GPU or a CPU."""
     # torch has a class for a GPU's memory only
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
