@@ -125,6 +125,15 @@ def test_totals_at_a_thousand_million_images_are_whole_and_positive():
     assert (planned(10**9, 64, work=big).totals.select_dtypes("number").dropna(axis=1) >= 0).all(axis=None)
 
 
+def test_finding_unreadable_images_decodes_all_of_them_once_more():
+    skipping = replace(WORK, skip_unreadable=True)
+    plain, careful = planned(), planned(work=skipping)
+    assert seconds(careful)["open images"] == pytest.approx(seconds(plain)["open images"] + 1e-3 * 10**6)
+    assert careful.totals["read_bytes"][0] - plain.totals["read_bytes"][0] == 110_000_500_000
+    without = replace(RATES, seconds={name: rate for name, rate in RATES.seconds.items() if name != "decoding"})
+    assert math.isnan(seconds(planned(work=skipping, rates=without))["open images"])
+
+
 def test_slow_wires_and_storage_are_waited_for():
     free, wired = planned(workers=4), planned(workers=4, wire=1e6)
     sent = free.stages["wire_bytes"].sum()

@@ -36,6 +36,7 @@ class Cost:
     wire : bytes from one worker to another; flops : operations
     share : of what it counts (images, crops, operations, bytes), as much as the busiest worker has
     pool : of `nulls`, the operations that every worker does for itself; in no `share`
+    decoded : images that a stage which is not `decoding` decodes as that does
     moved : bytes that pass through the device's memory at least
     """
 
@@ -45,6 +46,7 @@ class Cost:
     flops: int = 0
     share: int = 0
     pool: int = 0
+    decoded: int = 0
     moved: int = 0
 
 
@@ -87,8 +89,8 @@ def share(count: int, workers: int) -> int:
 
 def opening(work: Workload, sizes: Sizes) -> Cost:
     """Every image's name and stamp; those that cannot be decoded are found by decoding all, if they are to be skipped."""
-    read = round(sizes.images * work.image_bytes) if work.skip_unreadable else 0
-    return Cost(read=read, share=sizes.images)
+    tried = sizes.images if work.skip_unreadable else 0
+    return Cost(read=round(tried * work.image_bytes), decoded=tried, share=sizes.images)
 
 
 def decoding(work: Workload, sizes: Sizes) -> Cost:

@@ -8,7 +8,6 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 
 class Counted(NamedTuple):
@@ -22,6 +21,8 @@ class Counted(NamedTuple):
 
 def counted(run: Callable[[], Any]) -> Counted:
     """What `run` takes on the device that its tensors lie on; it is called once, with attention as products that can be seen."""
+    from torch.utils.flop_counter import FlopCounterMode  # here: it takes seconds, as it imports triton
+
     live = _Live()
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operation of its own, which torch's counter does not know

@@ -53,4 +53,4 @@ def distinct_crops_of(curve: Curve, top_k: int, images: int) -> int:
 
 def _slope(x: np.ndarray, y: np.ndarray, first: int, last: int) -> float:
     """Between two points, within 0..1."""
-    return min(1.0, max(0.0, (y[last] - y[first]) / (x[last] - x[first])))
+    return float(np.clip((y[last] - y[first]) / (x[last] - x[first]), 0, 1))

@@ -47,9 +47,10 @@ class Rates:
         """Seconds that the busiest worker needs for a stage; None where it was not measured."""
         if not cost.share and not cost.pool:
             return 0.0
-        if stage not in self.seconds:
+        if stage not in self.seconds or (cost.decoded and "decoding" not in self.seconds):
             return None
-        return self.seconds[stage] * cost.share + self.pool_seconds * cost.pool
+        own = self.seconds[stage] * cost.share + self.pool_seconds * cost.pool
+        return own + self.seconds.get("decoding", 0.0) * cost.decoded
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, JSON-ready."""

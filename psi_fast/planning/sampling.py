@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
@@ -204,15 +203,18 @@ def _score(
     rows = len(patches.unique)
     of_rows = None if labels is None else torch.zeros(rows, dtype=torch.int64)
     channels = len(patches.index)
-    known: dict[str, Any] = {
-        name: np.full(channels, np.nan, dtype=np.float32) for name in ("max_activation", "selectivity")
-    }
-    known |= {name: np.zeros(channels, dtype=bool) for name in ("dead", "unselective")}
+    unknown, none = np.full(channels, np.nan, dtype=np.float32), np.zeros(channels, dtype=bool)
 
     def timed(background: Background | None, draws: int) -> TimedProgress:
         bars = TimedProgress(shown=False)
         settings = replace(config, draws=draws)
-        evaluate(patches, classes, text, background, settings, subject.device, bars, **known)
+        evaluate(
+            *(patches, classes, text, background, settings, subject.device, bars),
+            dead=none,
+            max_activation=unknown,
+            selectivity=unknown,
+            unselective=none,
+        )
         return bars
 
     random = Background(patches.unique, of_rows)
