@@ -80,7 +80,10 @@ class _Folder:
                 self.stamps[(here / file).relative_to(root).as_posix()] = file_stamp(here / file)
 
     def read(self, name: str) -> bytes:
-        return read_file(self._root / name)
+        held = read_file(self._root / name)
+        if file_stamp(self._root / name) != self.stamps[name]:  # results would be found again as those of the old one
+            raise InputError(f"image {name!r} has changed since it was listed; start again")
+        return held
 
 
 class _Zip:
