@@ -58,7 +58,7 @@ def tried(options: argparse.Namespace) -> tuple[Workload, Rates, Rates]:
         )
     with watch.stage("open images"):
         source = open_images(options.images)
-    work = parts.workload(source, None, 0, False, None, False)
+    work = parts.workload(source, None, 0, None, None, False)
     trial = parts.trial(source, work, options.trial_images, False, None, watch, bars)
     return work, trial.rates(work), trial.rates(work, "core")
 

@@ -95,9 +95,10 @@ def test_a_run_planned_from_its_own_manifest_takes_what_it_took(run_folder):
 
 def test_workers_share_what_can_be_shared_and_cost_what_they_wait():
     alone, many = planned(price=3.6), planned(workers=8, price=3.6)
-    for name in ("decoding", "mining", "embedding", "clusters"):
+    for name in ("mining", "embedding"):
         assert seconds(many)[name] == pytest.approx(seconds(alone)[name] / 8, rel=0.02)
-    for name in ("open images", "load", "concepts", "writing"):
+    assert seconds(many)["nulls"] < seconds(alone)["nulls"] / 4
+    for name in ("open images", "load", "concepts", "decoding", "clusters", "writing"):
         assert seconds(many)[name] == seconds(alone)[name]
     assert seconds(alone)["merge"] == 0 < seconds(many)["merge"]
     one, eight = alone.totals.iloc[0], many.totals.iloc[0]
@@ -134,12 +135,22 @@ def test_finding_unreadable_images_decodes_all_of_them_once_more():
     assert math.isnan(seconds(planned(work=skipping, rates=without))["open images"])
 
 
+def test_workers_without_a_place_for_squares_decode_while_they_mine():
+    work = replace(WORK, bank_named=False)
+    one, eight = planned(work=work), planned(work=work, workers=8)
+    assert (seconds(one)["decoding"], seconds(eight)["decoding"]) == (1000, 0)
+    assert seconds(eight)["mining"] == pytest.approx((1e-4 + 1e-3) * 125_000)
+    assert any("several workers keep no squares" in line for line in eight.assumptions)
+    streamed = replace(RATES, about=RATES.about | {"bank": "stream"})  # whose seconds have it in them
+    assert seconds(planned(work=work, workers=8, rates=streamed))["mining"] == pytest.approx(1e-4 * 125_000)
+
+
 def test_slow_wires_and_storage_are_waited_for():
     free, wired = planned(workers=4), planned(workers=4, wire=1e6)
     sent = free.stages["wire_bytes"].sum()
     assert wired.totals["seconds"][0] - free.totals["seconds"][0] == pytest.approx(sent / 1e6)
     stored = planned(workers=4, storage=1e6)
-    assert seconds(stored)["decoding"] == pytest.approx(10**6 * 110_000.5 / 4 / 1e6)
+    assert seconds(stored)["decoding"] == pytest.approx(10**6 * 110_000.5 / 1e6)
     assert seconds(stored)["nulls"] == seconds(free)["nulls"]
 
 

@@ -15,6 +15,7 @@ from psi_fast.image_bank import PIXELS, SIZES
 from psi_fast.mining import mine
 from psi_fast.networks import load_network
 from psi_fast.planning.costs import (
+    Cost,
     Sizes,
     bank_bytes,
     costs,
@@ -23,6 +24,7 @@ from psi_fast.planning.costs import (
     embeddings_bytes,
     pool_operations,
     state_bytes,
+    text_operations,
 )
 from psi_fast.planning.counting import counted
 from psi_fast.planning.distinct import distinct_crops_of, distinct_curve
@@ -48,6 +50,7 @@ WORK = Workload(
     text_flops=7,
     classes=1000,
     bank_side=256,
+    bank_named=True,
     image_bytes=110_000.5,
     entry_bytes=200.0,
 )
@@ -152,12 +155,30 @@ def test_the_files_of_a_run_have_the_bytes_of_the_formulas(tmp_path):
 def test_one_worker_sends_nothing_and_all_workers_do_the_work_of_one():
     alone, many = costs(WORK, at(10**6)), costs(WORK, at(10**6, 64))
     assert all(own.wire == 0 for own in alone.values())
-    for name in ("decoding", "mining", "embedding", "clusters"):
+    for name in ("mining", "embedding"):
         assert many[name].flops == alone[name].flops
         assert many[name].share == pytest.approx(alone[name].share / 64, rel=0.02)
-    assert many["open images"].share == alone["open images"].share
-    assert many["merge"].wire == 63 * state_bytes(WORK, 10**6 // 64)
-    assert many["nulls"].flops - alone["nulls"].flops == 63 * 2 * pool_operations(WORK, True)
+    for name in ("open images", "decoding", "clusters"):
+        assert many[name].share == alone[name].share
+    assert many["merge"].wire == 64 * state_bytes(WORK, 10**6 // 64)
+    parts = math.ceil(1124 / 16) + math.ceil(2148 / 16)  # of few channels, as there are so many workers
+    assert many["nulls"].flops - alone["nulls"].flops == (parts - 2) * pool_operations(WORK, True)
+    assert many["nulls"].share < alone["nulls"].share / 30
+
+
+def test_images_come_in_parts_so_that_a_65th_worker_finds_none():
+    mined = [costs(WORK, at(10**6, workers))["mining"].share for workers in (1, 5, 64, 65, 1000)]
+    assert mined == [10**6, 13 * 15_625, 15_625, 15_625, 15_625]
+
+
+def test_several_workers_keep_squares_only_where_a_place_is_named():
+    nowhere = replace(WORK, bank_named=False)
+    assert nowhere.on(1) == nowhere
+    assert WORK.on(8) == WORK
+    made = costs(nowhere.on(8), at(10**6, 8))
+    assert made["decoding"] == Cost()
+    assert made["mining"].decoded == 125_000
+    assert made["embedding"].decoded == 25_000
 
 
 def test_work_grows_with_the_images_and_never_shrinks():
@@ -167,7 +188,8 @@ def test_work_grows_with_the_images_and_never_shrinks():
     for name in ("read", "disk", "wire", "flops", "share", "moved"):
         assert all(getattr(large[stage], name) >= getattr(small[stage], name) for stage in small)
     more = replace(WORK, config=replace(WORK.config, draws=2000))
-    assert draw_operations(more, True) == 2 * draw_operations(WORK, True) - 2 * 1602 * 6 * 512  # products with the bank
+    assert draw_operations(more, True) == 2 * draw_operations(WORK, True)
+    assert text_operations(more) == 2 * text_operations(WORK) - 2 * 1602 * 6 * 512  # products with the bank
 
 
 def test_the_operations_of_draws_are_counted_for_matrix_units_and_for_loops():

@@ -1,7 +1,8 @@
 """What each stage of a run takes: bytes and operations as formulas of the sizes, for N images on W workers.
 
-Mining is shared out by images, embedding by crops, scoring by channels; all else one worker does while the others wait. Every
-number is a whole one of Python's, so that nothing overflows. N images of f bytes in files, squares of side s; L layers with C
+Several workers share mining by parts of the images, embedding by crops, null draws of S and Q by parts of the channels, as
+`psi_fast.score` does with workers; all else one does while the others wait. Every number is a whole one of Python's, so that
+nothing overflows. N images of f bytes in files, squares of side s; L layers with C
 channels in all, of which K top patches each; U distinct crops, d numbers an embedding; B null draws, P concepts.
 """
 
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 from psi_fast.disk_room import HEAD_BYTES
 from psi_fast.evaluation import RANDOM_CHANNELS
-from psi_fast.planning.workload import LayerSize, Workload
+from psi_fast.planning.workload import Workload
 from psi_fast.results import COMPONENTS, KEPT_DRAWS, KEPT_IMAGES
 from psi_fast_kernels.cluster import cost as cluster
 from psi_fast_kernels.permutation_null import cost as permutation
@@ -25,6 +26,10 @@ CROP = 5 * DOUBLE
 """Bytes of a crop: its image and the edges of its box."""
 PATCH_ROW, SCORE_ROW = 7, 200
 """Bytes of a row of patches.parquet and of scores.parquet, as they were measured; names that repeat hardly count."""
+IMAGE_PARTS = 64
+"""Parts of the images: more workers than that find nothing to mine."""
+ROUNDS, FEWEST, MOST = 4, 16, 256
+"""Parts of the channels a worker, and channels of a part at least and at most."""
 STAGES = ("open images", "load", "concepts", "decoding", "mining", "merge", "embedding", "clusters", "nulls", "writing")
 
 
@@ -94,11 +99,11 @@ def opening(work: Workload, sizes: Sizes) -> Cost:
 
 
 def decoding(work: Workload, sizes: Sizes) -> Cost:
-    """N f bytes read, 3 N s^2 written; nothing where images are decoded when they are needed, which mining then counts."""
+    """N f bytes read, 3 N s^2 written, by one worker; nothing where images are decoded when they are needed, as mining counts."""
     if not work.bank_side:
         return Cost()
     read = round(sizes.images * work.image_bytes)
-    return Cost(read=read, disk=bank_bytes(work, sizes.images), share=share(sizes.images, sizes.workers))
+    return Cost(read=read, disk=bank_bytes(work, sizes.images), share=sizes.images)
 
 
 def bank_bytes(work: Workload, images: int) -> int:
@@ -116,13 +121,22 @@ def mining(work: Workload, sizes: Sizes) -> Cost:
         ranked += topk.operations(*given, per_image=per_image)  # 0: places do not count twice
         moved += topk.bytes_moved(*given, per_image=per_image, itemsize=2)
     image = 3 * work.bank_side**2 if work.bank_side else work.image_bytes
+    mined = mined_images(sizes)
     return Cost(
         read=round(images * image),
-        disk=2 * state_bytes(work, share(images, sizes.workers)) * sizes.workers,  # the old and the new one
+        disk=2 * state_bytes(work, mined) * min(sizes.workers, IMAGE_PARTS),  # the old and the new one
         flops=images * work.network.flops + ranked,
         moved=moved + images * 3 * work.network.side**2,
-        share=share(images, sizes.workers),
+        decoded=0 if work.bank_side else mined,
+        share=mined,
     )
+
+
+def mined_images(sizes: Sizes) -> int:
+    """Images that the busiest worker mines: of IMAGE_PARTS parts as many as fall to it."""
+    if sizes.workers == 1:
+        return sizes.images
+    return min(sizes.images, share(IMAGE_PARTS, sizes.workers) * share(sizes.images, IMAGE_PARTS))
 
 
 def state_bytes(work: Workload, images: int) -> int:
@@ -135,11 +149,13 @@ def state_bytes(work: Workload, images: int) -> int:
 
 
 def merging(work: Workload, sizes: Sizes) -> Cost:
-    """The states of all workers but one go to that one, which puts them in order one after the other."""
-    states, own = sizes.workers - 1, share(sizes.images, sizes.workers)
+    """What each part of the images adds goes to one worker, which puts it in order; nothing where one has mined all."""
+    if sizes.workers == 1:
+        return Cost()
+    own = share(sizes.images, IMAGE_PARTS)
     ranked = own if work.config.band else work.config.top_k
-    wire = states * state_bytes(work, own)
-    return Cost(wire=wire, moved=2 * wire, share=states * work.channels * ranked)
+    wire = IMAGE_PARTS * state_bytes(work, own)
+    return Cost(wire=wire, disk=wire, moved=2 * wire, share=IMAGE_PARTS * work.channels * ranked)
 
 
 def embedding(work: Workload, sizes: Sizes) -> Cost:
@@ -149,51 +165,57 @@ def embedding(work: Workload, sizes: Sizes) -> Cost:
     row = FLOAT * work.embedding_width
     square = work.encoder.side**2 * 3
     read = crops * 3 * work.bank_side**2 if work.bank_side else min(crops, sizes.images) * work.image_bytes
-    elsewhere = crops - share(crops, workers)  # one worker's are where they are gathered
+    own, again = share(crops, workers), min(crops, sizes.images)
     return Cost(
         read=round(min(read, bank_bytes(work, sizes.images)) if work.bank_side else read),
         disk=crops * (CROP + row),
-        wire=elsewhere * (CROP + row),
+        wire=crops * (CROP + row) if workers > 1 else 0,
         flops=crops * work.encoder.flops,
         moved=crops * (square + row),
-        share=share(crops, workers),
+        decoded=0 if work.bank_side else share(again, workers),
+        share=own,
     )
 
 
 def clustering(work: Workload, sizes: Sizes) -> Cost:
     """Of each channel, and of the random-patch ones, the Gram matrix of its patches and k-means for k = 2..k_max."""
-    config, workers = work.config, sizes.workers
-    one = 2 * config.top_k**2 * work.embedding_width + _clusters(sizes, 1, config.top_k, config.k_max, config.n_init)
+    config = work.config
+    count = cluster.product_flops if sizes.products else cluster.operations
+    one = 2 * config.top_k**2 * work.embedding_width + count(1, config.top_k, config.k_max, config.n_init)
     rows = FLOAT * work.embedding_width * config.top_k
-    elsewhere = work.scored - sum(share(_scored(own), workers) for own in work.layers)
-    return Cost(
-        wire=min(elsewhere * rows, (workers - 1) * sizes.crops * FLOAT * work.embedding_width),
-        flops=work.scored * one,
-        moved=work.scored * (rows + cluster.bytes_moved(1, config.top_k)),
-        share=one * sum(share(_scored(own), workers) for own in work.layers),
-    )
+    total = work.scored * one
+    return Cost(flops=total, moved=work.scored * (rows + cluster.bytes_moved(1, config.top_k)), share=total)
 
 
 def nulls(work: Workload, sizes: Sizes) -> Cost:
-    """B draws of S, Q and D for each channel and random-patch channel; the random numbers that a layer's channels share, and
-    the paper's null of S, every worker makes for itself."""
-    config, workers, layers = work.config, sizes.workers, len(work.layers)
-    one, pool = draw_operations(work, sizes.products), pool_operations(work, sizes.products)
-    most = sum(share(_scored(own), workers) for own in work.layers)
+    """B draws of S, Q and D for each channel and random-patch channel. Workers share those of S and Q in parts of the channels,
+    and make for each part anew what its channels have in common: random numbers, and the paper's null of S."""
+    config, workers = work.config, sizes.workers
+    shared, alone = draw_operations(work, sizes.products), text_operations(work)
+    pool = pool_operations(work, sizes.products)
+    parts = busiest = channels = 0
+    for layer in work.layers:
+        scored = layer.channels + RANDOM_CHANNELS
+        each = scored if workers == 1 else max(FEWEST, min(MOST, share(scored, ROUNDS * workers)))
+        parts += share(scored, each)
+        own = share(share(scored, each), workers)
+        busiest += own
+        channels += min(scored, own * each)
     kept = len(COMPONENTS) * min(config.draws, KEPT_DRAWS) * FLOAT
-    moved = layers * workers * rotation.bytes_moved(0, config.draws, config.top_k)
+    rows = FLOAT * work.embedding_width * min(work.scored * config.top_k, workers * sizes.crops)
     return Cost(
-        wire=(work.scored - most) * kept,
-        flops=work.scored * one + workers * layers * pool,
-        moved=moved + work.scored * rotation.bytes_moved(1, config.draws, 0),
-        share=most * one,
-        pool=layers * pool,
+        wire=work.scored * kept + rows if workers > 1 else 0,
+        flops=work.scored * (shared + alone) + parts * pool,
+        moved=parts * rotation.bytes_moved(0, config.draws, config.top_k)
+        + work.scored * rotation.bytes_moved(1, config.draws, 0),
+        share=channels * shared + work.scored * alone,
+        pool=busiest * pool,
     )
 
 
 def draw_operations(work: Workload, products: bool) -> int:
-    """Of one channel's draws of S, Q and D."""
-    config, width = work.config, work.embedding_width
+    """Of one channel's draws of S and Q."""
+    config = work.config
     draws, samples = config.draws, config.top_k
     total = 0
     if config.rotation != "independent":
@@ -201,10 +223,16 @@ def draw_operations(work: Workload, products: bool) -> int:
         total += count(1, draws, samples, config.k_max, config.n_init)
     if work.classes:
         total += permutation.operations(1, draws, samples) if products else _sorted_operations(draws, samples)
-    if work.concepts:
-        count = text.shuffle_flops if config.text_null == "shuffled" else text.rotation_flops
-        total += count(1, draws, work.concepts, config.k_max, width, config.distinctness)
     return total
+
+
+def text_operations(work: Workload) -> int:
+    """Of one channel's draws of D."""
+    config = work.config
+    if not work.concepts:
+        return 0
+    count = text.shuffle_flops if config.text_null == "shuffled" else text.rotation_flops
+    return count(1, config.draws, work.concepts, config.k_max, work.embedding_width, config.distinctness)
 
 
 def pool_operations(work: Workload, products: bool) -> int:
@@ -221,14 +249,6 @@ def _sorted_operations(draws: int, samples: int) -> int:
     """Of permuted labels by a sort and a table, as a CPU does it."""
     each = samples * ((samples - 1).bit_length() + permutation.PER_SAMPLE)
     return draws * each + random_operations("uint32", draws, samples)
-
-
-def _clusters(sizes: Sizes, problems: int, samples: int, k_max: int, n_init: int) -> int:
-    return (cluster.product_flops if sizes.products else cluster.operations)(problems, samples, k_max, n_init)
-
-
-def _scored(layer: LayerSize) -> int:
-    return layer.channels + RANDOM_CHANNELS
 
 
 def results_bytes(work: Workload, sizes: Sizes) -> int:

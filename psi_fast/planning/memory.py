@@ -1,6 +1,7 @@
 """Memory that a worker takes at its most: on the host, and on a GPU. Notation as in `costs`."""
 
-from psi_fast.planning.costs import CROP, DOUBLE, FLOAT, INDEX, PLACE, Sizes, share, state_bytes
+from psi_fast.evaluation import RANDOM_CHANNELS
+from psi_fast.planning.costs import CROP, DOUBLE, FLOAT, INDEX, PLACE, Sizes, mined_images, state_bytes
 from psi_fast.planning.workload import Workload
 from psi_fast.results import KEPT_DRAWS, KEPT_IMAGES
 
@@ -34,7 +35,7 @@ def host_bytes(work: Workload, sizes: Sizes) -> float:
 def mining_bytes(work: Workload, sizes: Sizes) -> int:
     """A state while it is written, and a batch on its way through the network."""
     batch = STEP * max(3 * FLOAT * work.network.side**2, work.network.live_bytes)
-    return COPIES * state_bytes(work, share(sizes.images, sizes.workers)) + batch
+    return COPIES * state_bytes(work, mined_images(sizes)) + batch
 
 
 def embedding_bytes(work: Workload, sizes: Sizes) -> int:
@@ -61,7 +62,7 @@ def _mined(work: Workload, sizes: Sizes) -> int:
 
 def mapped_bytes(work: Workload, sizes: Sizes) -> int:
     """Of a worker's squares, which are mapped from their file: the system takes them back when it needs room."""
-    return 3 * share(sizes.images, sizes.workers) * work.bank_side**2
+    return 3 * mined_images(sizes) * work.bank_side**2
 
 
 def device_bytes(work: Workload, sizes: Sizes, itemsize: int = 2) -> int:
@@ -73,10 +74,10 @@ def device_bytes(work: Workload, sizes: Sizes, itemsize: int = 2) -> int:
     network, encoder = work.network, work.encoder
     weights = (network.weight_bytes + encoder.weight_bytes) * (FLOAT + itemsize) // FLOAT
     read = FLOAT * sum(own.width * own.positions for own in work.layers)  # activations, in float32
-    state = state_bytes(work, share(sizes.images, sizes.workers))
+    state = state_bytes(work, mined_images(sizes))
     mining = state + batch * (2 * 3 * FLOAT * network.side**2 + network.live_bytes * itemsize // FLOAT + 2 * read)
     embedding = batch * (2 * 3 * FLOAT * encoder.side**2 + encoder.live_bytes * itemsize // FLOAT)
-    most = max(share(own.channels, sizes.workers) for own in work.layers) + work.scored - work.channels
+    most = max(own.channels for own in work.layers) + RANDOM_CHANNELS  # clustered by one worker
     row = FLOAT * work.embedding_width
     scoring = 2 * sizes.crops * row + most * (config.k_max * row + 2 * INDEX * config.top_k) + SCRATCH
     scoring += FLOAT * work.concepts * (work.embedding_width + work.head_width + most * config.k_max)

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from psi_fast.errors import ConfigError
-from psi_fast.planning.costs import STAGES, Cost, Sizes, costs, disk_bytes
+from psi_fast.planning.costs import IMAGE_PARTS, STAGES, Cost, Sizes, costs, disk_bytes
 from psi_fast.planning.distinct import distinct_crops_of
 from psi_fast.planning.memory import device_bytes, host_bytes, mapped_bytes
 from psi_fast.planning.rates import Peak, Rates, floor_seconds
@@ -99,6 +99,7 @@ def _planned(
     work: Workload, rates: Rates | None, images: int, workers: int, terms: Terms
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A row for each stage, and one for all."""
+    work = work.on(workers)
     most, on_gpu = work.most_crops(images), rates is None or rates.device["type"] == "cuda"
     crops, kept = crops_of(work, rates, images)
     sizes = Sizes(images=images, workers=workers, crops=crops, kept=kept, products=on_gpu)
@@ -138,7 +139,8 @@ def _stage(name: str, cost: Cost, rates: Rates | None, workers: int, terms: Term
     if seconds is None:
         seconds = math.nan
     if terms.storage:
-        seconds = max(seconds, cost.read / workers / terms.storage)
+        readers = workers if name in ("mining", "embedding") else 1
+        seconds = max(seconds, cost.read / readers / terms.storage)
     if terms.wire:
         seconds += cost.wire / terms.wire
     hourly = math.nan if terms.price is None else terms.price * workers / 3600
@@ -174,9 +176,15 @@ def _assumed(work: Workload, rates: Rates | None, terms: Terms, table: pd.DataFr
         said.append("crops: as many distinct ones as there can be, as no trial or run tells how often patches meet")
     else:
         said.append("crops: as often as patches of the sample meet, at the same share of its images")
-    said.append(
-        "mining is shared out by images, embedding by crops, scoring by channels; all else one worker does alone"
-    )
+    if (table["workers"] > 1).any():
+        said.append(
+            f"workers share mining by images ({IMAGE_PARTS} parts, so no more than {IMAGE_PARTS} of them mine), embedding by "
+            "crops, null draws of S and Q by channels; all else one does alone"
+        )
+    if (table["workers"] > 1).any() and work.bank_side and not work.bank_named:
+        said.append(
+            "several workers keep no squares, but decode images when they need them (--bank FOLDER: one decodes them all)"
+        )
     if not terms.wire and (table["workers"] > 1).any():
         said.append("bytes between workers take no time (--wire-gbit says how fast they go)")
     if not terms.storage:

@@ -74,7 +74,7 @@ def plan(
     Parameters
     ----------
     model, layer, encoder, vocabulary, text_head, config, channels, device, skip_unreadable, bank, bank_side, trust_checkpoint
-        As for `score`. Of `bank` only counts whether it is "stream".
+        As for `score`. Of `bank` only counts whether it is "stream" or a folder: without one, several workers keep no squares.
     images_count : int or sequence of int
         Numbers of images, at least `top_k`; 1e6 is one as well.
     images : as for `score`, optional
@@ -139,7 +139,7 @@ def plan(
         with watch.stage("open images"), bars.stage("open images"):
             source = open_images(images, seed=config.seed, progress=bars)
     with bars.stage("count operations"):
-        work = parts.workload(source, image_bytes, classes, bank == STREAM, bank_side, skip_unreadable)
+        work = parts.workload(source, image_bytes, classes, bank, bank_side, skip_unreadable)
     if isinstance(rates, Rates):
         found: Rates | None = rates
     elif rates is not None:
@@ -185,7 +185,7 @@ class Parts:
         source: ImageSet | None,
         image_bytes: float | None,
         classes: int,
-        stream: bool,
+        bank: str | Path | None,
         bank_side: int | None,
         skip_unreadable: bool,
     ) -> Workload:
@@ -222,7 +222,8 @@ class Parts:
             head_width=head_width,
             text_flops=operations,
             classes=classes,
-            bank_side=0 if stream else side,
+            bank_side=0 if bank == STREAM else side,
+            bank_named=bank not in (None, STREAM),
             image_bytes=image_bytes or 0.0,
             entry_bytes=entry,
             skip_unreadable=skip_unreadable,

@@ -47,10 +47,12 @@ class Rates:
         """Seconds that the busiest worker needs for a stage; None where it was not measured."""
         if not cost.share and not cost.pool:
             return 0.0
-        if stage not in self.seconds or (cost.decoded and "decoding" not in self.seconds):
+        # what was mined and cut from a stream was decoded in the same seconds
+        decoded = 0 if self.about.get("bank") == "stream" and stage != "open images" else cost.decoded
+        if stage not in self.seconds or (decoded and "decoding" not in self.seconds):
             return None
         own = self.seconds[stage] * cost.share + self.pool_seconds * cost.pool
-        return own + self.seconds.get("decoding", 0.0) * cost.decoded
+        return own + self.seconds.get("decoding", 0.0) * decoded
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, JSON-ready."""

@@ -18,7 +18,7 @@ from psi_fast.image_bank import ImageBank
 from psi_fast.image_stream import ImageStream
 from psi_fast.mining import activations, mine
 from psi_fast.pipeline import measured_fields, patch_boxes
-from psi_fast.planning.costs import STAGES, Sizes, costs, draw_operations
+from psi_fast.planning.costs import STAGES, Sizes, costs, draw_operations, text_operations
 from psi_fast.planning.distinct import Curve, distinct_curve
 from psi_fast.planning.memory import host_bytes
 from psi_fast.planning.rates import Rates, about
@@ -225,7 +225,7 @@ def _score(
         work, config=config, layers=(LayerSize(name="tried", channels=channels, width=channels, positions=1),)
     )
     made = costs(few, sizes)
-    one = draw_operations(few, sizes.products)
+    one = draw_operations(few, sizes.products) + text_operations(few)
     pool: dict[str, float] = {}
     for clock, small, large in (("wall", alone.seconds, both.seconds), ("core", alone.cores, both.cores)):
         a_channel = max(0.0, large["nulls"] - small["nulls"]) / RANDOM_CHANNELS

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,6 +56,7 @@ class Workload:
     text_flops : operations in products that embed all concepts; 0 where they come with the encoder's weights
     classes : of the images' labels, 0 without labels
     bank_side : px of the squares that images are kept at; 0: none are kept (`bank="stream"`)
+    bank_named : whether their place is named; several workers decode for themselves what has none
     image_bytes : of an image's file, on average
     entry_bytes : of memory for an image's name and stamp
     """
@@ -70,6 +71,7 @@ class Workload:
     text_flops: int
     classes: int
     bank_side: int
+    bank_named: bool
     image_bytes: float
     entry_bytes: float
     skip_unreadable: bool = False
@@ -88,6 +90,10 @@ class Workload:
     def places(self) -> int:
         """Top patches of all channels, whether or not they are the same ones."""
         return self.channels * self.config.top_k
+
+    def on(self, workers: int) -> "Workload":
+        """The same for so many workers: several keep no squares where no place for them is named."""
+        return self if workers == 1 or self.bank_named else replace(self, bank_side=0)
 
     def random_crops(self, images: int) -> int:
         """Random patches that are embedded for the random-patch channels; whole images serve all layers."""
