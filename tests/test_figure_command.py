@@ -9,6 +9,7 @@ import pytest
 import tiny
 from tiny_stored import LAYERS, two_layers, with_swaps
 
+import psi_fast
 from psi_fast.errors import InputError
 from psi_fast.figures import CHANNELS, COMPARISONS, OVERVIEWS, PICTURES, RUNS
 from psi_fast.figures.commands import figure_commands
@@ -83,7 +84,7 @@ def test_the_page_describes_every_figure():
 
 
 def test_each_chart_of_the_report_is_a_figure():
-    report = Path(__file__).resolve().parents[1] / "psi_fast" / "report"
+    report = Path(psi_fast.__file__).parent / "report"
     page = (report / "templates" / "index.html.jinja").read_text(encoding="utf-8")
     channel = (report / "assets" / "channel.js").read_text(encoding="utf-8")
     charts = re.findall(r"wanted\.push\(\[[\"`](\$\{component\}|[^\"`]+)", channel)

@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
+import psi_fast
+import psi_fast_kernels
+
 ROOT = Path(__file__).resolve().parents[1]
-PRODUCT = sorted([*(ROOT / "psi_fast").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
+PACKAGES = [
+    Path(package.__file__).parent for package in (psi_fast, psi_fast_kernels)
+]  # of the checkout, or as installed
+PRODUCT = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
 SOURCES = sorted([*PRODUCT, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
 OPTIONAL = (
     *("open_clip", "timm", "transformers", "sentence_transformers", "datasets", "braceexpand"),
@@ -26,7 +32,7 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                base = ".".join([*path.relative_to(ROOT).parts[: -node.level], *([base] if base else [])])
+                base = ".".join([*Path(name_of(path)).parts[: -node.level], *([base] if base else [])])
             names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
     return names
 
@@ -36,7 +42,9 @@ def imports_any(path: Path, *packages: str) -> set[str]:
 
 
 def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+    """Of a package, with the package's name; else from the root."""
+    package = next((package for package in PACKAGES if path.is_relative_to(package)), None)
+    return str(path.relative_to(package.parent if package else ROOT))
 
 
 @pytest.mark.parametrize("path", PRODUCT, ids=name_of)
@@ -61,7 +69,7 @@ def test_only_compiled_loops_import_numba(path):
 
 @pytest.mark.parametrize("name", ["calibration", "config", "errors", "scores"])
 def test_pure_modules_import_no_kernel(name):
-    assert not imports_any(ROOT / "psi_fast" / f"{name}.py", "psi_fast_kernels")
+    assert not imports_any(PACKAGES[0] / f"{name}.py", "psi_fast_kernels")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +83,7 @@ def test_pure_modules_import_no_kernel(name):
     ],
 )
 def test_nothing_imports_what_lies_above_it(name, above):
-    assert not imports_any(ROOT / "psi_fast" / f"{name}.py", *(f"psi_fast.{module}" for module in above))
+    assert not imports_any(PACKAGES[0] / f"{name}.py", *(f"psi_fast.{module}" for module in above))
 
 
 def test_hooks_live_in_the_activation_tap():
@@ -89,7 +97,7 @@ def test_files_stay_within_400_lines(path):
 
 
 def test_kernels_root_is_no_package():
-    assert not (ROOT / "kernels" / "__init__.py").exists()
+    assert not (PACKAGES[1].parent / "__init__.py").exists()
 
 
 def test_checker_sees_a_forbidden_import(tmp_path, monkeypatch):
@@ -100,7 +108,7 @@ def test_checker_sees_a_forbidden_import(tmp_path, monkeypatch):
         assert imports_any(path, "triton")
     path.write_text("import tritonclient\nfrom psi_fast_kernels import cluster")
     assert not imports_any(path, "triton", "psi_fast")
-    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGES", [tmp_path / "psi_fast"])
     (tmp_path / "psi_fast").mkdir()
     nested = tmp_path / "psi_fast" / "config.py"
     nested.write_text("from . import api\nfrom .cli import main")

@@ -110,7 +110,7 @@ def test_a_dead_channel_is_as_the_page_says(run):
 
 def test_flags_are_described():
     source = (Path(psi_fast.__file__).parent / "scores.py").read_text(encoding="utf-8")
-    put = set(re.findall(r'\["([a-z_]+)"\]', source[source.index("flags = []") : source.index("columns: dict")]))
+    put = set(re.findall(r'\["([a-z_]+)"\]', source[source.index("flags: list") : source.index("columns: dict")]))
     assert put == {"dead", "few_patches", "unselective"}
     assert set(described("Flags")) == put | {f"degenerate:{name}" for name in "SQD"}
 

@@ -7,10 +7,25 @@ from pathlib import Path
 
 import pytest
 
+import psi_fast
+import psi_fast_kernels
+
 ROOT = Path(__file__).resolve().parents[1]
 PROMISES = ROOT / "docs" / "promises.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "kernels").glob("*.md")])
 LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
+NAMED = re.compile(r"`((?:psi_fast|kernels|tests|benchmarks)/[\w./-]+)(?::(\w+))?`")
+PACKAGES = {
+    "psi_fast": Path(psi_fast.__file__).parent,
+    "kernels": Path(psi_fast_kernels.__file__).parents[1],
+}
+
+
+def place_of(name: str) -> Path:
+    """Where a file of the repository is: those of the packages as they are imported."""
+    first, _, rest = name.partition("/")
+    packaged = first == "psi_fast" or name.startswith("kernels/psi_fast_kernels")
+    return PACKAGES[first] / rest if packaged else ROOT / name
 
 
 def text_of(page: Path) -> str:
@@ -43,7 +58,7 @@ def test_links_lead_somewhere(page):
         if "://" in target:
             continue
         name, _, anchor = target.partition("#")
-        file = page.parent / name if name else page
+        file = place_of((page.parent / name).resolve().relative_to(ROOT).as_posix()) if name else page
         assert file.exists(), target
         assert not anchor or anchor in anchors(file), target
 
@@ -60,3 +75,23 @@ def test_each_promise_names_its_tests():
             file = (PROMISES.parent / target).resolve()
             assert file.is_relative_to(ROOT / "tests"), target
             assert name in found_tests(file), f"{name} is not in {target}"
+
+
+def defined(path: Path) -> set[str]:
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+def test_what_contributors_are_told_of_is_there():
+    named = NAMED.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert len(named) > 40
+    for name, inside in named:
+        assert place_of(name).exists(), name
+        assert not inside or inside in defined(place_of(name)), f"{inside} is not in {name}"

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import psi_fast_kernels
+
 pytest.importorskip("triton", reason="Triton has no build for this platform")
 ROOT = Path(__file__).resolve().parents[2]
-OPS = sorted(path.parent.name for path in (ROOT / "kernels").rglob("triton_impl.py"))
+OPS = sorted(path.parent.name for path in Path(psi_fast_kernels.__file__).parent.rglob("triton_impl.py"))
 
 
 @pytest.fixture(scope="module", params=OPS)
