@@ -298,7 +298,7 @@ def _checksum(path: Path) -> str:
 
 def _seal(manifest: dict[str, Any]) -> str:
     """SHA-256 (hex) of a manifest but for this checksum of its own."""
-    others = {name: own for name, own in manifest[CHECKSUMS].items() if name != MANIFEST}
+    others = {name: own for name, own in _part(manifest, CHECKSUMS).items() if name != MANIFEST}
     return fingerprint(manifest | {CHECKSUMS: others})
 
 

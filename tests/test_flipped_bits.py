@@ -72,6 +72,13 @@ def test_asking_for_a_run_with_a_wrong_bit_does_not_show_it(finished, name):
     assert tiny.score(out=finished).manifest == store.load(finished).manifest
 
 
+@pytest.mark.parametrize("checksums", [[], {}, None, 3, "x"])
+def test_checksums_that_are_none_are_one_line(finished, checksums):
+    manifest = store.load(finished).manifest | {"checksums": checksums}
+    (finished / "manifest.json").write_text(json.dumps(manifest))
+    assert "manifest.json: it is not what was written" in message(store.load, finished, error=StoreError)
+
+
 def test_a_run_is_made_anew_once_its_manifest_is_removed(finished, whole):
     next(flips(finished / "scores.parquet"))
     (finished / "manifest.json").unlink()
