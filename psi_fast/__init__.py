@@ -7,15 +7,21 @@ from psi_fast.errors import PsiFastError
 from psi_fast.networks import Network
 from psi_fast.planning.plan import plan
 from psi_fast.preprocess import Preprocess
+from psi_fast.ray_workers import RayWorkers
 from psi_fast.report.folder import build_report
 from psi_fast.scores import Scores
 from psi_fast.store import load
+from psi_fast.workers import ArrayTask, Merging, OthersMissing
 
 __all__ = [
+    "ArrayTask",
+    "Merging",
     "Network",
+    "OthersMissing",
     "PSIConfig",
     "Preprocess",
     "PsiFastError",
+    "RayWorkers",
     "Scores",
     "build_report",
     "load",

@@ -15,7 +15,7 @@ from psi_fast.disk_room import require_free, run_bytes
 from psi_fast.encoders import Encoder
 from psi_fast.encoders.text_head import TextHead
 from psi_fast.environment import pick_backend, pick_device
-from psi_fast.errors import InputError
+from psi_fast.errors import ConfigError, InputError
 from psi_fast.evaluation import FEWER_CHANNELS, Background, evaluate
 from psi_fast.networks import Network
 from psi_fast.peer_scores import scaled
@@ -34,6 +34,7 @@ from psi_fast.validation import (
     read_rows,
     require_pairwise,
 )
+from psi_fast.workers import ArrayTask, OthersMissing, Workers
 
 
 def score(
@@ -55,6 +56,7 @@ def score(
     bank_side: int | None = None,
     share: str | Path | None = None,
     trust_checkpoint: bool = False,
+    workers: Workers | None = None,
 ) -> Scores:
     """Calibrated polysemanticity scores of a layer's channels, from images.
 
@@ -102,6 +104,9 @@ def score(
     trust_checkpoint : bool
         Read local checkpoints of network and encoder also where they are pickles, and so run what code they hold; without it
         weights alone are read, and such a file is refused.
+    workers : Workers, optional
+        Who mines, encodes and draws, as `psi_fast.RayWorkers()`; None is this process. The scores are the same bit for bit.
+        Images are then decoded by those who need them, unless a bank is named or lies there.
 
     Returns
     -------
@@ -111,6 +116,8 @@ def score(
     ------
     PsiFastError
         One line saying what was expected, what came and what to do.
+    OthersMissing
+        `workers` are a task of an array, which has done its share.
     """
     bars = progress if isinstance(progress, Progress) else Progress(progress)
     folder = None if out is None else Path(out)
@@ -132,6 +139,7 @@ def score(
         bank_side=bank_side,
         trust_checkpoint=trust_checkpoint,
         bars=bars,
+        streamed=workers is not None,
     )
     about = subject.about(images, max_images, skip_unreadable)
     if (held := _held(folder, about, bars)) is not None:
@@ -154,17 +162,22 @@ def score(
             squares = subject.squares(bars)
         see_room()  # a bank on the same disk has taken its share by now
         with memory_told("the run", FEWER_CHANNELS):
-            return run(Inputs(subject, squares, text, said, shelf), about, bars)
+            return run(Inputs(subject, squares, text, said, shelf, workers), about, bars)
 
     shelf = None if share is None else Shelf(Path(share))
     if folder is None:
+        if isinstance(workers, ArrayTask):
+            raise ConfigError("the tasks of an array meet in a run folder; give one (out)")
         return from_images()[0]
     unfinished = folder / store.UNFINISHED
     shelf = shelf or Shelf(unfinished)
-    with store.reserved(folder):
+    among = isinstance(workers, ArrayTask)
+    with store.reserved(folder, among=among):
         if (held := _held(folder, about, bars)) is not None:  # another process has made it meanwhile
             return held
         scores, embedded, distributions = from_images()
+        if among:
+            raise OthersMissing(f"all parts are done; `psi-fast merge {folder}` writes the run")
         store.save(folder, scores, embedded, text.names, distributions)
         shutil.rmtree(unfinished, ignore_errors=True)
     return scores

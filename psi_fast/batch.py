@@ -14,9 +14,10 @@ import pyarrow as pa
 from psi_fast import store
 from psi_fast.api import score
 from psi_fast.errors import ConfigError, PsiFastError, StoreError, printable
-from psi_fast.jobs import NamedJob, code_in, name_jobs, varied_values
+from psi_fast.jobs import NamedJob, name_jobs, require_trust, varied_values
 from psi_fast.locks import locked
 from psi_fast.progress import Progress
+from psi_fast.workers import Workers
 
 RECORDS, RESULTS = "records", "results.parquet"
 State = Literal["waiting", "running", "cut short", "finished", "failed"]
@@ -101,7 +102,7 @@ class Batch:
         wanted = ("failed",) if failed else ("waiting", "cut short")
         return [job for job in self.jobs if self.record(job).state in wanted]
 
-    def run(self, job: NamedJob, bars: Progress) -> Record:
+    def run(self, job: NamedJob, bars: Progress, workers: Workers | None = None) -> Record:
         """Run one job and record how it ended; errors do not come through."""
         folder, begun = self.folder / job.name, time.perf_counter()
         if (held := self._read(job)) is not None and held.values != _plain(job.values):
@@ -110,7 +111,7 @@ class Batch:
         found = Record(job.values, "finished")
         try:
             first, others = job.arguments()
-            score(*first, **others, out=folder, share=self.folder / store.SHARED, progress=bars)
+            score(*first, **others, out=folder, share=self.folder / store.SHARED, progress=bars, workers=workers)
         except PsiFastError as error:
             found = Record(job.values, "failed", error=printable(str(error)))
         except Exception as error:  # a job's fault, whatever it is, ends that job alone
@@ -170,6 +171,7 @@ def run_jobs(
     failed: bool = False,
     allow_code: bool = False,
     progress: bool = True,
+    workers: Workers | None = None,
 ) -> pd.DataFrame:
     """Run jobs into one folder, and return a row for each: job, state, seconds, error and what varies.
 
@@ -189,6 +191,8 @@ def run_jobs(
         Let jobs name a network as package.module:function, which is imported and called, and set `trust_checkpoint`.
     progress : bool
         Show a live table on stderr, or a line a job where it is no terminal.
+    workers : Workers, optional
+        Who mines, encodes and draws for each job in turn, as `psi_fast.RayWorkers()`; None is this process.
 
     Raises
     ------
@@ -200,24 +204,14 @@ def run_jobs(
     from psi_fast.batch_view import watching
 
     batch = Batch(out, jobs)
-    for job in batch.jobs:
-        if not allow_code and (spec := code_in(job)) is not None:
-            raise ConfigError(
-                f"job {job.name!r} names {spec!r}, a function that would be called; give --allow-code (allow_code=True in "
-                "Python) if you trust the jobs and that package"
-            )
-        if not allow_code and job.values.get("trust_checkpoint"):
-            raise ConfigError(
-                f"job {job.name!r} sets trust_checkpoint, which runs the code that a checkpoint holds; give --allow-code "
-                "(allow_code=True in Python) if you trust the jobs and whoever made that file"
-            )
+    require_trust(batch.jobs, allow_code)
     with store.reserved(batch.folder):
         todo = batch.begin(failed)
         try:
             with watching(batch, todo, progress) as view:
                 for job in todo:
                     view.begin(job)
-                    view.end(job, batch.run(job, view.bars))
+                    view.end(job, batch.run(job, view.bars, workers))
         finally:  # of those that have ended, when the others were interrupted
             batch.gather()
     return batch.table()

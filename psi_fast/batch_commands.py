@@ -7,8 +7,12 @@ from typing import Annotated
 import tyro
 
 from psi_fast.batch import RESULTS, Batch, run_jobs
+from psi_fast.crew import Crew
 from psi_fast.jobs import read_jobs
 from psi_fast.present import show_jobs
+
+Who = Annotated[Crew, tyro.conf.arg(name="")]
+NOBODY = Crew()
 
 
 def batch_commands() -> dict[str, Callable[..., None]]:
@@ -16,7 +20,9 @@ def batch_commands() -> dict[str, Callable[..., None]]:
     return {"run": run, "status": status, "retry": retry}
 
 
-def run(file: Annotated[Path, tyro.conf.Positional], *, allow_code: bool = False, progress: bool = True) -> None:
+def run(
+    file: Annotated[Path, tyro.conf.Positional], crew: Who = NOBODY, *, allow_code: bool = False, progress: bool = True
+) -> None:
     """Run the jobs of a file that have not ended: those that never began, and those that were cut short.
 
     Args:
@@ -25,10 +31,12 @@ def run(file: Annotated[Path, tyro.conf.Positional], *, allow_code: bool = False
             trust_checkpoint, which runs code that checkpoints hold.
         progress: Show a live table on stderr, or a line a job where it is no terminal.
     """
-    _run(file, failed=False, allow_code=allow_code, progress=progress)
+    _run(file, crew, failed=False, allow_code=allow_code, progress=progress)
 
 
-def retry(file: Annotated[Path, tyro.conf.Positional], *, allow_code: bool = False, progress: bool = True) -> None:
+def retry(
+    file: Annotated[Path, tyro.conf.Positional], crew: Who = NOBODY, *, allow_code: bool = False, progress: bool = True
+) -> None:
     """Run the jobs of a file that have failed once more.
 
     Args:
@@ -36,7 +44,7 @@ def retry(file: Annotated[Path, tyro.conf.Positional], *, allow_code: bool = Fal
         allow_code: As for run.
         progress: As for run.
     """
-    _run(file, failed=True, allow_code=allow_code, progress=progress)
+    _run(file, crew, failed=True, allow_code=allow_code, progress=progress)
 
 
 def status(file: Annotated[Path, tyro.conf.Positional]) -> None:
@@ -49,10 +57,11 @@ def status(file: Annotated[Path, tyro.conf.Positional]) -> None:
     show_jobs(Batch(folder, jobs).table(), folder)
 
 
-def _run(file: Path, **options: bool) -> None:
+def _run(file: Path, crew: Crew, **options: bool) -> None:
     """Exit code 1 where a job has failed, now or before."""
     folder, jobs = read_jobs(file)
-    table = run_jobs(jobs, folder, **options)
+    with crew.workers("auto") as workers:
+        table = run_jobs(jobs, folder, workers=workers, **options)
     show_jobs(table, folder / RESULTS)
     if (table["state"] == "failed").any():
         raise SystemExit(1)

@@ -13,12 +13,14 @@ import tyro
 
 import psi_fast
 from psi_fast.config import PSIConfig, naming, read_toml
+from psi_fast.crew import Crew
 from psi_fast.environment import keep_freed_memory
 from psi_fast.errors import ConfigError, ModelError, PsiFastError, nearest
 from psi_fast.flags import read_flags
 from psi_fast.job import Job, check_values
 from psi_fast.progress import tell
 from psi_fast.stopping import EXIT_CODE, Stopped, stoppable
+from psi_fast.workers import OthersMissing
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         command = read_flags(commands, arguments, prog=prog, about=about)
         with stoppable():
             command()
+    except OthersMissing as done:  # a task of an array has done its share
+        tell(f"psi-fast: {done}")
     except PsiFastError as error:
         tell(f"psi-fast: error: {error}")
         raise SystemExit(2) from error
@@ -109,7 +113,13 @@ def _flags(name: str, value: Any) -> list[str]:
     return [part for one in values for part in (flag, str(one))]
 
 
-def score(job: Annotated[Job, tyro.conf.arg(name="")], *, report: bool = False) -> None:
+def score(
+    job: Annotated[Job, tyro.conf.arg(name="")],
+    crew: Annotated[Crew, tyro.conf.arg(name="")] = Crew(),  # noqa: B008  # frozen
+    *,
+    report: bool = False,
+    array_task: str | None = None,
+) -> None:
     """Score a layer's channels from images and write a run folder.
 
     Besides the flags below, --preset {default,paper} or --config FILE.toml set the defaults: lines such as `top_k = 50` for
@@ -117,16 +127,49 @@ def score(job: Annotated[Job, tyro.conf.arg(name="")], *, report: bool = False) 
 
     Args:
         report: Also write OUT/report, as `psi-fast report OUT` does.
+        array_task: i/n: do the i-th of n shares of the first stage that is not done, mining, embedding or null draws, keep
+            it in OUT and end; `psi-fast merge OUT` does the rest.
     """
+    from psi_fast.crew import begin_task
     from psi_fast.present import show_report, show_scores
     from psi_fast.report.folder import require_packages
+
+    if array_task is not None and (crew.ray or report):
+        raise ConfigError(
+            "--array-task goes neither with --ray nor with --report; give these to `psi-fast merge`'s folder"
+        )
 
     if report:  # before hours of work
         require_packages()
     first, others = job.arguments()
-    show_scores(psi_fast.score(*first, **others), job.out)
+    if array_task is not None:
+        show_scores(psi_fast.score(*first, **others, workers=begin_task(job, array_task)), job.out)
+        return
+    with crew.workers(job.device) as workers:
+        show_scores(psi_fast.score(*first, **others, workers=workers), job.out)
     if report:
         show_report(psi_fast.build_report(job.out, images=job.images, progress=job.progress))
+
+
+def merge(
+    folder: Annotated[Path, tyro.conf.Positional],
+    *,
+    complete: bool = False,
+    allow_code: bool = False,
+    progress: bool = True,
+) -> None:
+    """Finish the run that the tasks of an array have worked on, each with `psi-fast score --array-task i/n`.
+
+    Args:
+        folder: Their --out.
+        complete: Also mine here what no task has mined.
+        allow_code: Let the job noted there name a network as package.module:function, and set trust_checkpoint.
+        progress: Show progress on stderr: bars on a terminal, else a line a stage.
+    """
+    from psi_fast.crew import merge
+    from psi_fast.present import show_scores
+
+    show_scores(merge(folder, complete=complete, allow_code=allow_code, progress=progress), folder)
 
 
 def report(
@@ -262,6 +305,7 @@ def env() -> None:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "score": score,
+    "merge": merge,
     "jobs": jobs,
     "plan": plan,
     "experiment": experiment,

@@ -11,7 +11,8 @@ from torch.nn.functional import normalize
 from psi_fast.clustering import cluster_patches
 from psi_fast.components import measure
 from psi_fast.config import PSIConfig
-from psi_fast.nulls import draw_nulls
+from psi_fast.null_parts import Spread, spread_nulls
+from psi_fast.nulls import draw_nulls, text_moments
 from psi_fast.peer_scores import peer_scores
 from psi_fast.progress import Progress
 from psi_fast.results import COMPONENTS, Bank, Clusters, PatchEmbeddings
@@ -71,12 +72,18 @@ def evaluate(
     class_selectivity: np.ndarray | None = None,
     keep_draws: int = 0,
     centre: Tensor | None = None,
+    spread: Spread | None = None,
 ) -> Evaluation:
     """Scores of patches of classes `labels` [C, K] int64; what is known of each channel as in `tabulate`.
 
     `weights` [C, K] and `class_selectivity` [C], float32, are those of TopPatches; without them the peers that take them are nan.
     With `config.center`, `centre` [d] float64 is subtracted, the patches' own mean by default. The first `keep_draws`
-    null draws are kept.
+    null draws are kept. With `spread` the nulls of S and Q are drawn in parts of the channels.
+
+    Raises
+    ------
+    OthersMissing
+        Some parts are other workers' than those of this process.
     """
     if not config.center:
         centre = None
@@ -95,7 +102,11 @@ def evaluate(
         components = measure(patches, clusters, labels, bank, config)
         peers = peer_scores(plain, weights, class_selectivity, config)
     with progress.stage("nulls"), memory_told("null draws", FEWER_CHANNELS):
-        nulls = draw_nulls(patches, clusters, components, labels, bank, config, progress, keep_draws)
+        observed = {name: own for name, own in components.present().items() if name != "D"}
+        given = (patches, clusters.labels, observed, labels, config, progress, keep_draws)
+        nulls = draw_nulls(*given) if spread is None else spread_nulls(*given, spread)
+        if bank is not None:
+            nulls["D"] = text_moments(patches, clusters, components, bank, config, keep_draws)
     table, random = tabulate(
         patches,
         clusters,

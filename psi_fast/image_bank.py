@@ -269,20 +269,32 @@ def _place(images: ImageSet, folder: Path | None, side: int) -> tuple[Path, str]
     return folder or cache_folder() / "banks", fingerprint([made_by, images.fingerprint, side])
 
 
+def same_bank(folder: Path, content: str, count: int, side: int) -> ImageBank | None:
+    """The bank in `folder` whose `content` is that, as another process has it; None where this one does not see it."""
+    bank, _ = _mapped(folder, count, side)
+    return bank if bank is not None and bank.content == content else None
+
+
 def _held(place: Path, identity: str, count: int, side: int) -> ImageBank | None:
     """The bank in `place`; None when there is none, or one that is not whole or made otherwise."""
+    bank, held = _mapped(place, count, side)
+    return bank if held == identity else None
+
+
+def _mapped(place: Path, count: int, side: int) -> tuple[ImageBank | None, str | None]:
+    """The bank in `place` and its identity; None and None where none is whole."""
     try:
         about = json.loads((place / ABOUT).read_text(encoding="utf-8"))
         pixels = open_memmap(place / PIXELS, mode="c")  # never written to; a read-only map makes torch warn
         sizes = np.load(place / SIZES)
     except Exception:  # a header with a wrong bit makes NumPy raise whatever Python's own parser does
-        return None
+        return None, None
     shapes = (pixels.shape, pixels.dtype, sizes.shape, sizes.dtype)
-    if not isinstance(about, dict) or (about.get("format"), about.get("identity")) != (FORMAT, identity):
-        return None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        return None, None
     if shapes != ((count, side, side, 3), np.uint8, (count, 2), np.int64):
-        return None
-    return ImageBank(pixels, sizes, place, str(about.get("content")))
+        return None, None
+    return ImageBank(pixels, sizes, place, str(about.get("content"))), about.get("identity")
 
 
 def _sound(bank: ImageBank) -> bool:

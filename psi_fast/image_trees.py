@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -90,6 +91,7 @@ class _Zip:
     """Members of a zip: `stamps` maps name -> CRC and size. Members are read one at a time, under a lock."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             self._zip = zipfile.ZipFile(path)
         except BROKEN as error:
@@ -116,6 +118,18 @@ class _Zip:
         require_size(size)
         with self._lock, self._zip.open(name) as member:
             return member.read(size)  # read() would unpack whatever there is, and only then look at the size
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process, which opens the zip itself."""
+        return _same_zip, (self._path, self.stamps)
+
+
+def _same_zip(path: Path, stamps: dict[str, str]) -> _Zip:
+    """The zip again, where its members are those of the process that sent it here."""
+    found = _Zip(path)
+    if found.stamps != stamps:
+        raise InputError(f"zip {str(path)!r} is not the same for all workers; give each the same file")
+    return found
 
 
 def file_stamp(path: Path) -> str:

@@ -118,6 +118,21 @@ def _named(given: Any, job: Mapping[str, Any], varied: Collection[str]) -> Named
     return NamedJob(given, job)
 
 
+def require_trust(jobs: Sequence[NamedJob], allow_code: bool) -> None:
+    """Refuse jobs that would run code of their own unless that is allowed; ConfigError names the first."""
+    for job in () if allow_code else jobs:
+        if (spec := code_in(job)) is not None:
+            raise ConfigError(
+                f"job {job.name!r} names {spec!r}, a function that would be called; give --allow-code (allow_code=True in "
+                "Python) if you trust the jobs and that package"
+            )
+        if job.values.get("trust_checkpoint"):
+            raise ConfigError(
+                f"job {job.name!r} sets trust_checkpoint, which runs the code that a checkpoint holds; give --allow-code "
+                "(allow_code=True in Python) if you trust the jobs and whoever made that file"
+            )
+
+
 def code_in(job: NamedJob) -> str | None:
     """The job's network or encoder where that is a function of a package, which is called; None where it calls none."""
     specs = [job.values["network"], job.values["encoder"].removeprefix("classifier:")]

@@ -40,8 +40,8 @@ def locked(folder: Path) -> bool:
 
 
 @contextmanager
-def alone(folder: Path) -> Generator[None]:
-    """Hold the folder's lock, where its file system knows locks.
+def alone(folder: Path, *, among: bool = False) -> Generator[None]:
+    """Hold the folder's lock, where its file system knows locks; with `among` other processes may hold it the same way.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def alone(folder: Path) -> Generator[None]:
     held: int | None = None
     for left in reversed(range(LOOKS)):
         try:
-            held = _lock(folder, False)
+            held = _lock(folder, False, among)
             break
         except BlockingIOError as error:
             if not left:
@@ -66,7 +66,7 @@ def alone(folder: Path) -> Generator[None]:
             os.close(held)
 
 
-def _lock(folder: Path, wait: bool) -> int | None:
+def _lock(folder: Path, wait: bool, among: bool = False) -> int | None:
     """As `lock`; BlockingIOError where another process has it."""
     if fcntl is None:
         return None
@@ -75,7 +75,7 @@ def _lock(folder: Path, wait: bool) -> int | None:
     except OSError:  # gone meanwhile, or another user's
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if among else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         os.close(descriptor)
         raise

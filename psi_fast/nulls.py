@@ -1,6 +1,6 @@
 """Null draws of S, Q and D, block by block -> NullMoments. The same pipeline as the data, draw by draw."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,26 +26,29 @@ CHANNELS = {"cpu": 16}  # channels between two steps of the progress bar; a GPU 
 
 def draw_nulls(
     patches: PatchEmbeddings,
-    clusters: Clusters,
-    components: Components,
+    clusters: Tensor,
+    observed: Mapping[str, Tensor],
     labels: Tensor | None,
-    bank: Bank | None,
     config: PSIConfig,
     progress: Progress,
     keep: int = 0,
 ) -> dict[str, NullMoments]:
-    """The nulls of the components there are, under "S", "Q", "D", and the paper's S null under "S_independent".
+    """The nulls of S, and of Q where there are labels, under their names, and the paper's S null under "S_independent".
 
-    The first `keep` draws of all but the last are held on to.
+    The first `keep` draws of all but the last are held on to. No channel's null depends on which others there are.
+
+    Parameters
+    ----------
+    clusters, labels : [C, K] int64
+        Cluster of each patch, and its class.
+    observed : by name, [C] float64 each
     """
     spherical = config.rotation == "independent"
-    independent = _sphere_moments(patches, components.S, config, keep if spherical else 0)
+    independent = _sphere_moments(patches, observed["S"], config, keep if spherical else 0)
     nulls = {"S_independent": independent}
-    nulls["S"] = independent if spherical else _rotation_moments(patches, components.S, config, progress, keep)
-    if labels is not None and components.Q is not None:
-        nulls["Q"] = _permutation_moments(patches, clusters, components.Q, labels, config, progress, keep)
-    if bank is not None and components.D is not None:
-        nulls["D"] = text_moments(patches, clusters, components, bank, config, keep)
+    nulls["S"] = independent if spherical else _rotation_moments(patches, observed["S"], config, progress, keep)
+    if labels is not None:
+        nulls["Q"] = _permutation_moments(patches, clusters, observed["Q"], labels, config, progress, keep)
     return nulls
 
 
@@ -124,7 +127,7 @@ def _sphere_moments(patches: PatchEmbeddings, observed: Tensor, config: PSIConfi
 
 def _permutation_moments(
     patches: PatchEmbeddings,
-    clusters: Clusters,
+    clusters: Tensor,
     observed: Tensor,
     labels: Tensor,
     config: PSIConfig,
@@ -136,7 +139,7 @@ def _permutation_moments(
     with progress.bar("null draws of Q", sum(len(group.rows) for group in groups) * config.draws, "draw") as bar:
         for group in groups:
             places = group.rows[:, None], group.columns
-            found, classes = clusters.labels[places], dense_labels(labels[places])
+            found, classes = clusters[places], dense_labels(labels[places])
             running = RunningMoments(observed[group.rows], keep)
             for block in _blocks(config.draws, CHEAP_BLOCK):
                 for part in _parts(group):

@@ -17,17 +17,22 @@ from psi_fast.evaluation import Background, Evaluation, evaluate
 from psi_fast.forward import Pace, name_of
 from psi_fast.image_bank import ImageBank
 from psi_fast.image_stream import ImageStream
-from psi_fast.mining import mine, random_patches
+from psi_fast.mining import random_patches
+from psi_fast.null_parts import Spread
 from psi_fast.progress import Progress
 from psi_fast.receptive_field import Field, boxes, measure_field
 from psi_fast.results import COMPONENTS, KEPT_DRAWS, Bank, PatchEmbeddings, TopPatches
 from psi_fast.scores import Scores, cautions, patch_table
 from psi_fast.shelf import Shelf
+from psi_fast.sight import Sight, look, mined_part
 from psi_fast.store import now
 from psi_fast.subject import Subject
+from psi_fast.workers import MINING, OthersMissing, Workers, require_all
 
 OF_MINING = ("top_k", "per_image", "band")
 """Settings that decide the top patches; the seed does where they are drawn from a band."""
+OF_DRAWS = ("code", "device", "backend")
+"""Fingerprints that decide null draws, beside the patches."""
 RANDOM_POOL = 1000
 """Random patches embedded for the random-patch channels of each layer."""
 PROBE_IMAGES = 8
@@ -39,7 +44,8 @@ class Inputs:
     """A run's subject, its decoded images and its concepts.
 
     text_warnings : what a reader of the results must know about the concepts' embeddings
-    shelf : where patches and embeddings are kept, for other runs or for this one when it is cut short; None: nowhere
+    shelf : where patches, embeddings and nulls are kept, for other runs or for this one when it is cut short; None: nowhere
+    workers : who mines, encodes and draws; None: this process
     """
 
     subject: Subject
@@ -47,6 +53,7 @@ class Inputs:
     text: Bank
     text_warnings: Sequence[str]
     shelf: Shelf | None = None
+    workers: Workers | None = None
 
 
 @dataclass(frozen=True)
@@ -77,10 +84,14 @@ def run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores, 
     retried: list[str] = []
     layers, pace = _patches(inputs, bars, retried)
     embedded, indices = _embeddings(layers, inputs, bars, retried)
-    evaluations, tables, labels, patches = [], [], [], []
+    evaluations, tables, labels, patches, missing = [], [], [], [], None
     for found, (index, random_index) in zip(layers, indices, strict=True):
         with bars.within(found.layer if len(layers) > 1 else ""):
-            evaluation = _evaluated(found, embedded, index, random_index, inputs, bars)
+            try:
+                evaluation = _evaluated(found, embedded, index, random_index, inputs, bars)
+            except OthersMissing as error:  # of the other layers there may be a share to do, too
+                missing = error
+                continue
         evaluations.append(evaluation)
         table, clusters = evaluation.table, evaluation.clusters.labels.numpy()
         images, original = inputs.subject.images, inputs.bank.to_image(found.box, found.top.images)
@@ -88,6 +99,8 @@ def run(inputs: Inputs, about: dict[str, Any], bars: Progress) -> tuple[Scores, 
         tables.append(table.assign(layer=found.layer)[["layer", *table]])
         patches.append(rows.assign(layer=found.layer)[["layer", *rows]])
         labels.append(clusters)
+    if missing:
+        raise missing
     unique, index = used_rows(embedded, np.concatenate([index for index, _ in indices]))
     tensors = {"unique": unique, "index": index, "text": inputs.text.embeddings}
     if inputs.text.head is not None:
@@ -165,19 +178,7 @@ def _mined(inputs: Inputs, bars: Progress, retried: list[str]) -> tuple[list[Top
 def _mined_at(pace: Pace, inputs: Inputs, bars: Progress) -> list[TopPatches]:
     """The top patches as the shelf has them, or mined now; a pass that was cut short goes on."""
     own, shelf = inputs.subject, inputs.shelf
-    arguments = (
-        own.taps,
-        own.network,
-        inputs.bank,
-        own.images.names,
-        own.channels,
-        own.config,
-        bars,
-        pace,
-        own.images.labels,
-    )
-    if shelf is None:
-        return mine(*arguments)
+    sight = look(own, inputs.bank, shelf)
     about = {
         **{name: own.fingerprints[name] for name in ("network", "images", "code", "device")},
         "side": inputs.bank.side,
@@ -186,10 +187,15 @@ def _mined_at(pace: Pace, inputs: Inputs, bars: Progress) -> list[TopPatches]:
         "config": {name: own.config.to_dict()[name] for name in OF_MINING}
         | {"seed": own.config.band and own.config.seed},
     }
+    if shelf is None:
+        return sight.miner(pace).whole(bars) if inputs.workers is None else _mined_by(inputs, sight, pace, about, bars)
     unfinished = shelf.unfinished("tops", about)
 
     def make() -> dict[str, torch.Tensor]:
-        found = mine(*arguments, unfinished)
+        if inputs.workers is None:
+            found = sight.miner(pace).whole(bars, unfinished)
+        else:
+            found = _mined_by(inputs, sight, pace, about, bars)
         return {
             f"{i} {name}": torch.as_tensor(value) for i, top in enumerate(found) for name, value in vars(top).items()
         }
@@ -197,6 +203,31 @@ def _mined_at(pace: Pace, inputs: Inputs, bars: Progress) -> list[TopPatches]:
     held = shelf.tensors("tops", about, make)
     unfinished.remove()  # that of a precision which did not do stays: another run comes to the same end sooner
     return [_top({name: held[f"{i} {name}"] for name in TopPatches.__dataclass_fields__}) for i in range(len(own.taps))]
+
+
+def _mined_by(inputs: Inputs, sight: Sight, pace: Pace, about: Any, bars: Progress) -> list[TopPatches]:
+    """The top patches from parts of the images that workers mine, joined in the order of the images."""
+    workers, shelf, miner = inputs.workers, inputs.shelf, sight.miner(pace)
+    assert workers is not None
+    about = {**about, "batch_size": inputs.subject.config.batch_size}  # which decides where parts end on a GPU
+    numbers = range(len(miner.parts))
+    found: dict[int, Mapping[str, torch.Tensor]] = {}
+    if shelf:
+        kept = {number: shelf.find("part", [about, number]) for number in numbers}
+        found = {number: own for number, own in kept.items() if own is not None}
+    tasks = {number: (pace, about, number) for number in numbers if number not in found and workers.own(MINING, number)}
+    done = sum(len(miner.parts[number]) for number in found)
+    with bars.bar("mining", len(inputs.bank), "img", done) as bar:
+        for number, part in workers.results(mined_part, tasks, sight):
+            if shelf:
+                shelf.keep("part", [about, number], part)
+                shelf.unfinished("part", [about, number]).remove()
+            found[number] = part
+            bar.update(len(miner.parts[number]))
+    require_all(found, len(numbers), MINING)
+    for number in numbers:
+        miner.add(miner.parts[number], found[number])
+    return miner.result()
 
 
 def _top(held: Mapping[str, torch.Tensor]) -> TopPatches:
@@ -218,11 +249,11 @@ def _embeddings(
     crops, index = distinct_crops(np.concatenate(images), np.concatenate(places))
     with bars.stage("embedding"):
         arguments = (crops, inputs.bank, inputs.subject, inputs.subject.encoder)
-        if inputs.shelf is None:
+        if inputs.shelf is None and inputs.workers is None:
             embedded = embedded_crops(*arguments, bars, retried)
         else:
             mark = inputs.subject.fingerprints["encoder"]
-            embedded = shelved_crops(*arguments, mark, inputs.shelf, bars, retried)
+            embedded = shelved_crops(*arguments, mark, inputs.shelf, bars, retried, inputs.workers)
     parts = iter(np.split(index, np.cumsum([len(part) for part in images])[:-1]))
     return embedded, [(next(parts).reshape(own.top.images.shape), next(parts)) for own in layers]
 
@@ -252,6 +283,7 @@ def _evaluated(
         weights=top.weights,
         class_selectivity=top.class_selectivity,
         keep_draws=KEPT_DRAWS,
+        spread=Spread(inputs.workers, inputs.shelf, [inputs.subject.fingerprints[name] for name in OF_DRAWS]),
     )
 
 

@@ -87,6 +87,14 @@ class PatchEmbeddings:
             columns = torch.argsort((self.index[rows] < 0).long(), dim=1, stable=True)[:, :n]
             yield Group(rows, columns)
 
+    def take(self, rows: np.ndarray) -> "PatchEmbeddings":
+        """The patches of the channels `rows` [c] int64 alone, none of them random-patch channels any more; on the CPU."""
+        index = self.index[torch.from_numpy(rows).to(self.index.device)].cpu()
+        used, inverse = torch.unique(index[index >= 0], return_inverse=True)
+        index[index >= 0] = inverse
+        channel = self.channel.cpu()[rows]
+        return PatchEmbeddings(self.unique[used.to(self.unique.device)].cpu(), index, channel)
+
     def to(self, device: torch.device) -> "PatchEmbeddings":
         """The same embeddings on `device`."""
         return replace(

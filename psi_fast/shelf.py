@@ -51,14 +51,25 @@ class Shelf:
         StoreError
             The folder cannot be written.
         """
-        mark = fingerprint([FORMAT, kind, about])
-        path = self.folder / f"{kind}-{mark[:20]}.safetensors"
-        found = _read(path, mark)
-        if found is None:
-            found = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
-            held = serialised(found, {"identity": mark, "sha256": content(found)})
-            self._write(path, lambda place: place.write_bytes(held))
+        found = self.find(kind, about)
+        return self.keep(kind, about, make()) if found is None else found
+
+    def find(self, kind: str, about: Any) -> dict[str, torch.Tensor] | None:
+        """What lies there for `about`; None where nothing whole does."""
+        return _read(*self._place(kind, about))
+
+    def keep(self, kind: str, about: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Write what is to be found for `about`, and return it, on the CPU; StoreError as of `tensors`."""
+        found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        path, mark = self._place(kind, about)
+        held = serialised(found, {"identity": mark, "sha256": content(found)})
+        self._write(path, lambda place: place.write_bytes(held))
         return found
+
+    def _place(self, kind: str, about: Any) -> tuple[Path, str]:
+        """A file and the mark in it."""
+        mark = fingerprint([FORMAT, kind, about])
+        return self.folder / f"{kind}-{mark[:20]}.safetensors", mark
 
     def bytes(self) -> int:
         """Size of all that lies there."""

@@ -74,8 +74,10 @@ def require_own(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def reserved(folder: Path) -> Generator[None]:
+def reserved(folder: Path, *, among: bool = False) -> Generator[None]:
     """Make the folder, lock it and see that it can be written, before hours of work; when the work fails, take an empty one away.
+
+    With `among` other processes may work in it the same way.
 
     Raises
     ------
@@ -86,11 +88,12 @@ def reserved(folder: Path) -> Generator[None]:
     try:
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        with alone(folder):
+        with alone(folder, among=among):
             with _writing(folder):
-                sweep(folder)
+                if not among:
+                    sweep(folder)
                 write_whole(folder / f"{TEMPORARY}probe", lambda path: path.write_bytes(b""))
-                (folder / f"{TEMPORARY}probe").unlink()
+                (folder / f"{TEMPORARY}probe").unlink(missing_ok=True)
             yield
     except BaseException:
         with contextlib.suppress(OSError):  # rmdir refuses a folder that holds something

@@ -19,9 +19,9 @@ from psi_fast.encoders.text_head import TextHead, load_text_head
 from psi_fast.environment import pick_backend, pick_device
 from psi_fast.errors import InputError
 from psi_fast.forward import Pace
-from psi_fast.image_bank import ImageBank, side_for
+from psi_fast.image_bank import ImageBank, held_bank, side_for
 from psi_fast.image_set import ImageSet
-from psi_fast.image_stream import ImageStream
+from psi_fast.image_stream import STREAM, ImageStream
 from psi_fast.images import open_images
 from psi_fast.networks import Network, load_network
 from psi_fast.progress import Progress
@@ -119,8 +119,9 @@ def open_subject(
     bank_side: int | None,
     trust_checkpoint: bool,
     bars: Progress,
+    streamed: bool = False,
 ) -> Subject:
-    """The subject that the arguments of `score` name.
+    """The subject that the arguments of `score` name; with `streamed` no bank is made that is neither named nor there.
 
     Raises
     ------
@@ -151,6 +152,8 @@ def open_subject(
         if words is not None and isinstance(encoder, ClassifierEncoder):
             encoder.require_own(words)  # here, since a Dataset is decoded before the concepts are
     side = side_for(source, max(network.preprocess.resize, encoder.preprocess.resize), bank_side)
+    if streamed and bank is None and held_bank(source, folder=None, side=side) is None:
+        bank = STREAM
     require_squares(source, bank, side)
     decoded = None
     if not source.lasting:

@@ -95,7 +95,7 @@ def test_kills_in_every_stage_end_in_the_bytes_of_a_run_that_was_not(tmp_path, p
             later = STAGES.index(stage) > STAGES.index("embedding")  # all that is kept is there, and only that
             kept = below(tmp_path / "cut" / "run" / "unfinished")
             kept = {path.split("-")[0] for path in kept if not path.startswith(store.TEMPORARY)}
-            assert not later or kept == {"tops", "crops"}
+            assert not later or kept - {"nulls"} == {"tops", "crops"}
     assert processes.run(**cut) == 0
     assert held(tmp_path / "cut" / "run") == held(tmp_path / "whole" / "run")
     left = [path for path in below(tmp_path / "cut") if store.TEMPORARY not in path]

@@ -17,7 +17,7 @@ from image_helpers import message
 from rich.console import Console
 
 import psi_fast
-from psi_fast import batch, batch_view, embedding, pipeline, store
+from psi_fast import batch, batch_view, mining, sight, store
 from psi_fast.batch import Batch
 from psi_fast.errors import ConfigError, PsiFastError, StoreError
 from psi_fast.experiments import Study
@@ -54,16 +54,16 @@ def counted(monkeypatch):
     """How often mining and embedding really ran, by what they were called with."""
     seen = {"mine": 0, "crops": 0}
 
-    def mine(*arguments, _real=pipeline.mine):
+    def mine(*arguments, _real=mining.Miner.whole):
         seen["mine"] += 1
         return _real(*arguments)
 
-    def embed(crops, *arguments, _real=embedding.embed):
+    def embed(crops, *arguments, _real=sight.embed):
         seen["crops"] += len(crops)
         return _real(crops, *arguments)
 
-    monkeypatch.setattr(pipeline, "mine", mine)
-    monkeypatch.setattr(embedding, "embed", embed)
+    monkeypatch.setattr(mining.Miner, "whole", mine)
+    monkeypatch.setattr(sight, "embed", embed)
     return seen
 
 
@@ -218,17 +218,17 @@ def test_code_is_called_only_where_that_is_allowed(tmp_path, job, capsys, monkey
 
 CHILD = """
 import json, os, sys
-from psi_fast import pipeline, run_jobs, store
+from psi_fast import mining, run_jobs, store
 store.code_fingerprint = lambda experiments=False: "this code"
-mine = pipeline.mine
+whole = mining.Miner.whole
 
-def slow(taps, network, bank, names, channels, config, *others):
-    if config.band:  # so that this job mines by itself
+def slow(miner, *others):
+    if miner._config.band:  # so that this job mines by itself
         print("mining", flush=True)
         sys.stdin.read()
-    return mine(taps, network, bank, names, channels, config, *others)
+    return whole(miner, *others)
 
-pipeline.mine = slow
+mining.Miner.whole = slow
 run_jobs(json.loads(sys.argv[1]), sys.argv[2], allow_code=True, progress=False)
 """
 

@@ -9,7 +9,7 @@ import torch
 from image_helpers import message
 from torch import nn
 
-from psi_fast import mining, pipeline, store
+from psi_fast import pipeline, ranking, store
 from psi_fast.activation_tap import ActivationTap
 from psi_fast.demo import DEMO_IMAGES
 from psi_fast.errors import StoreError
@@ -78,7 +78,7 @@ def test_maxima_are_those_of_a_pass_of_its_own(tmp_path, band):
 def test_a_large_run_keeps_the_first_draws_and_images_all_over_the_set_and_scores_the_same(run, tmp_path, monkeypatch):
     folder, _, whole = run
     monkeypatch.setattr(pipeline, "KEPT_DRAWS", 4)
-    monkeypatch.setattr(mining, "KEPT_IMAGES", 7)
+    monkeypatch.setattr(ranking, "KEPT_IMAGES", 7)
     tiny.score(network(), LAYERS, out=tmp_path / "run")
     part = store.load_distributions(tmp_path / "run")
     for name in NULLS:

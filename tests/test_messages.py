@@ -147,7 +147,7 @@ def test_numbers_name_layers_and_channels_in_a_settings_file(tmp_path, pictures)
 
 
 JOB = ("--network", "x", "--layer", "y", "--images", "z", "--encoder", "e", "--out", "o")
-ALL = "score, jobs, plan, experiment, layers, show, report, figure, demo, env"
+ALL = "score, merge, jobs, plan, experiment, layers, show, report, figure, demo, env"
 FLAGS = {  # arguments -> the line
     ("score", *JOB, "--top-k", "many"): "expected --top-k INT, got 'many'; see `psi-fast score --help`",
     ("score", *JOB, "--top-k", "1.5"): "expected --top-k INT, got '1.5'; see `psi-fast score --help`",

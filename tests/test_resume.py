@@ -18,9 +18,9 @@ import tiny
 import tiny_slow
 import torch
 
-from psi_fast import embedding, mining, shelf, store
+from psi_fast import embedding, mining, shelf, sight, store
 from psi_fast.errors import StoreError
-from psi_fast.mining import _Ranking
+from psi_fast.ranking import Ranking
 from psi_fast.shelf import Shelf
 
 TESTS = Path(__file__).parent
@@ -109,7 +109,7 @@ def ranked(case, batches, until=None, state=None):
     labels = np.arange(len(names)) % 3 if case["labels"] else None
 
     def make():
-        return _Ranking(np.arange(5), names, config, 9, torch.device("cpu"), torch.tensor([4, 0, 2, 6, 1]), labels)
+        return Ranking(np.arange(5), names, config, 9, torch.device("cpu"), torch.tensor([4, 0, 2, 6, 1]), labels)
 
     own, first = make(), 0
     for number, batch in enumerate(batches):
@@ -201,7 +201,7 @@ def test_an_encoder_that_leaves_half_precision_in_the_middle_ends_in_the_same_by
     case = {"red": (60, 90), "fails": True}
     expected, _ = tiny_slow.score(tmp_path / "whole", **case)
     assert any("ran again in float32" in line for line in expected.manifest["warnings"])
-    real = embedding.embed
+    real = sight.embed
     for parts in range(1, 100):
         count = 0
 
@@ -213,7 +213,7 @@ def test_an_encoder_that_leaves_half_precision_in_the_middle_ends_in_the_same_by
             return real(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(embedding, "embed", dying)
+            patch.setattr(sight, "embed", dying)
             try:
                 found, _ = tiny_slow.score(tmp_path / "cut", **case)
                 break

@@ -15,7 +15,7 @@ from image_helpers import message
 from safetensors import safe_open
 
 import psi_fast
-from psi_fast import pipeline, store
+from psi_fast import mining, store
 from psi_fast.errors import StoreError
 
 CODE_FINGERPRINT = store.code_fingerprint  # which these tests hold still
@@ -159,7 +159,7 @@ def test_the_same_run_again_is_read_and_not_computed(copied, finished, monkeypat
         raise AssertionError("computed again")
 
     before = snapshot(copied)
-    monkeypatch.setattr(pipeline, "mine", refuse)
+    monkeypatch.setattr(mining.Miner, "whole", refuse)
     again = score(copied)
     pd.testing.assert_frame_equal(again.table, finished[1].table, check_exact=True)
     np.testing.assert_array_equal(again.labels, finished[1].labels)
@@ -178,7 +178,7 @@ def test_the_order_in_which_layers_are_asked_for_makes_no_other_run(tmp_path, mo
         one, two = (scores.table[scores.table["layer"] == layer].reset_index(drop=True) for scores in (first, other))
         pd.testing.assert_frame_equal(one, two, check_exact=True)
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "mine", None)  # nothing is computed
+        patch.setattr(mining.Miner, "whole", None)  # nothing is computed
         again = run(["0", "2"], folder)
     pd.testing.assert_frame_equal(again.table, first.table, check_exact=True)
     assert snapshot(folder) == before
@@ -298,7 +298,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work_and_leaves_not
         raise AssertionError("worked before looking whether the folder can be written")
 
     monkeypatch.setattr(store, "write_whole", refuse)
-    monkeypatch.setattr(pipeline, "mine", worked)
+    monkeypatch.setattr(mining.Miner, "whole", worked)
     text = message(score, tmp_path / "new" / "run", error=StoreError)
     assert "Permission denied" in text
     assert list(tmp_path.iterdir()) == []
@@ -311,7 +311,7 @@ def test_a_failure_half_way_leaves_no_new_empty_folder(tmp_path, monkeypatch, de
         assert (tmp_path / depth).is_dir()
         raise error("half-way")
 
-    monkeypatch.setattr(pipeline, "mine", fail)
+    monkeypatch.setattr(mining.Miner, "whole", fail)
     with pytest.raises(error, match="half-way"):
         score(tmp_path / depth)
     assert list(tmp_path.iterdir()) == []
@@ -325,7 +325,7 @@ def test_a_failure_half_way_keeps_a_folder_that_holds_something(tmp_path, monkey
     def fail(*_, **__):
         raise RuntimeError("half-way")
 
-    monkeypatch.setattr(pipeline, "mine", fail)
+    monkeypatch.setattr(mining.Miner, "whole", fail)
     with pytest.raises(RuntimeError):
         score(kept / "run")
     assert snapshot(tmp_path).keys() == {"a", "a/mine.txt"}

@@ -9,7 +9,7 @@ import tiny
 import torch
 
 import psi_fast
-from psi_fast import embedding
+from psi_fast import embedding, sight
 from psi_fast.errors import ConfigError, InputError, StoreError
 from psi_fast.experiments import Study, survey
 from psi_fast.mining import mine
@@ -179,18 +179,18 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     assert seen == [range(32, 40)]  # the third part alone
     monkeypatch.setattr(survey, "activations", real)
 
-    real_embed = embedding.embed
+    real_embed = sight.embed
 
     def failing(*arguments):
         if encoder.encoded > 15:
             raise Killed
         return real_embed(*arguments)
 
-    monkeypatch.setattr(embedding, "embed", failing)
+    monkeypatch.setattr(sight, "embed", failing)
     with pytest.raises(Killed):
         again.evaluation(tiny.LAYER)
     before = encoder.encoded
-    monkeypatch.setattr(embedding, "embed", real_embed)
+    monkeypatch.setattr(sight, "embed", real_embed)
     found = again.evaluation(tiny.LAYER)
     whole = study(tmp_path / "other")
     whole.evaluation(tiny.LAYER)

@@ -19,12 +19,15 @@ FILES = ("scores.parquet", "patches.parquet", "embeddings.safetensors", "distrib
 class Slow(nn.Module):
     """Sleeps whenever it runs."""
 
-    def __init__(self, inner, seconds):
+    def __init__(self, inner, seconds, dies=None):
         super().__init__()
-        self.inner, self.seconds = inner, seconds
+        self.inner, self.seconds, self.dies, self.home = inner, seconds, dies, os.getpid()
 
     def forward(self, x):
         time.sleep(self.seconds)
+        if self.dies and os.getpid() != self.home and not os.path.exists(self.dies):
+            open(self.dies, "x").close()
+            os._exit(1)
         return self.inner(x)
 
 
@@ -52,28 +55,48 @@ class Encoder(tiny.TinyEncoder):
         return found
 
 
-def score(out, seconds=0.0, *, labels=True, band=None, layers=("0", "2"), red=(), fails=False, share=None):
-    """Scores of tiny's network; `seconds` is what each batch of images or crops takes longer."""
+def score(
+    out,
+    seconds=0.0,
+    *,
+    labels=True,
+    band=None,
+    layers=("0", "2"),
+    red=(),
+    fails=False,
+    share=None,
+    workers=None,
+    dies=None,
+):
+    """Scores of tiny's network; `seconds` is what each batch of images or crops takes longer.
+
+    dies : a file that does not exist; the first other process that works on images makes it, and ends
+    """
     images: ImageSet = tiny.image_set(96, labelled=labels, red=red)
     network = tiny.network()
-    network.module[0] = Slow(network.module[0], seconds)
+    network.module[0] = Slow(network.module[0], seconds, dies)
     layers = [name.replace("0", "0.inner") for name in layers]
     network.name = "tiny"
     encoder = Encoder(seconds, fails)
     config = replace(tiny.CONFIG, band=band)
     found = psi_fast.score(
-        network, layers, images, encoder=encoder, config=config, device="cpu", out=out, progress=False, share=share
-    )
+        network, layers, images, encoder=encoder, config=config, device="cpu", out=out, progress=False, share=share,
+        workers=workers,
+    )  # fmt: skip
     return found, encoder
 
 
 if __name__ == "__main__":
-    # A line "out seconds case" on stdin is a run in a forked process, whose id and exit code are told in a line each.
+    # A line "out seconds case" on stdin is a run in a forked process, whose id and exit code are told in a line each; with
+    # the address of a Ray cluster in the case, its workers run it.
     shelf.EVERY, shelf.SHARE, embedding.PART = 0.0, float("inf"), 16
     for line in sys.stdin:
         out, seconds, case = json.loads(line)
         child = os.fork()
         if not child:
+            cluster = case.pop("cluster", None)
+            if cluster:
+                case["workers"] = psi_fast.RayWorkers(cluster, 2, device="cpu")
             score(out, seconds, **case)
             os._exit(0)
         print(child, flush=True)  # noqa: T201

@@ -107,6 +107,19 @@ def of_experiments(module: nn.Module) -> None:
         assert_type(conduct(study), Outcome)
 
 
+def of_workers() -> None:
+    with psi_fast.RayWorkers(workers=2, device="cpu") as workers:
+        assert_type(workers, psi_fast.RayWorkers)
+        found = psi_fast.run_jobs([{"network": "timm:resnet50"}], "out", workers=workers)
+        assert_type(found, pd.DataFrame)
+    task = psi_fast.ArrayTask.parse("3/8")
+    assert_type(task, psi_fast.ArrayTask)
+    try:
+        psi_fast.score("timm:resnet50", "layer4", "images", encoder="classifier:timm:resnet50", workers=task)
+    except psi_fast.OthersMissing:
+        psi_fast.score("a", "b", "c", encoder="d", workers=psi_fast.Merging(complete=True))
+
+
 def of_kernels(gram: Tensor, rows: Tensor, labels: Tensor, k: Tensor, channel: Tensor) -> None:
     found = cluster(gram, k_max=6, n_init=4, seed=0, stream=0, channel=channel, draw=channel)
     assert_type(found, Clustering)

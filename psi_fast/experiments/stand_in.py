@@ -9,8 +9,8 @@ from psi_fast.evaluation import Background, evaluate
 from psi_fast.experiments.lesson import Lesson, seen
 from psi_fast.experiments.planted_units import Logits, Units, classifier_units, pure_logits
 from psi_fast.experiments.study import Study
-from psi_fast.mining import rank_maxima
 from psi_fast.pipeline import RANDOM_POOL, used_rows
+from psi_fast.ranking import rank_maxima
 from psi_fast.results import PatchEmbeddings
 from psi_fast.surrogate import Calibration, Measures, calibrated, soft_measures
 

@@ -12,8 +12,9 @@ from psi_fast.errors import ConfigError, NotFiniteError
 from psi_fast.forward import Pace, name_of
 from psi_fast.image_bank import ImageBank
 from psi_fast.image_stream import ImageStream
-from psi_fast.mining import activations, check_finite, rank_maxima
+from psi_fast.mining import activations
 from psi_fast.progress import Progress
+from psi_fast.ranking import check_finite, rank_maxima
 from psi_fast.results import TopPatches
 from psi_fast.shelf import Shelf
 from psi_fast.subject import Subject

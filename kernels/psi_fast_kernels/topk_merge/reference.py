@@ -77,3 +77,10 @@ def merge(top: TopK, maxima: Maxima, first_image: int) -> TopK:
     )
     order = values.argsort(dim=1, descending=True, stable=True)[:, : top.values.shape[1]]
     return TopK(values.gather(1, order), *(other.gather(1, order) for other in others))
+
+
+def joined(earlier: TopK, later: TopK) -> TopK:
+    """The top-K of all images from that of earlier and that of later ones, both [C, ...]; as many places as `earlier` has."""
+    parts = [torch.cat(pair, dim=1) for pair in zip(earlier, later, strict=True)]
+    order = parts[0].argsort(dim=1, descending=True, stable=True)[:, : earlier.values.shape[1]]
+    return TopK(*(part.gather(1, order) for part in parts))

@@ -1,0 +1,114 @@
+"""Workers as the command line names them: those of Ray, and the tasks of an array with what merges them."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from psi_fast import store
+from psi_fast.api import score
+from psi_fast.config import naming
+from psi_fast.errors import ConfigError, StoreError
+from psi_fast.job import Job
+from psi_fast.jobs import name_jobs, require_trust
+from psi_fast.scores import Scores
+from psi_fast.workers import ArrayTask, Merging, OthersMissing, Workers
+
+JOB = "job.json"
+"""What the tasks of an array work on, for whoever merges."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """Who does the work beside this process."""
+
+    ray: bool = False
+    """Have the workers of a Ray cluster mine, encode and draw: of one that is started on this machine, or --ray-address."""
+    ray_address: str | None = None
+    """A running cluster, as ray.init takes it: HOST:PORT, or auto for the one that this machine is part of."""
+    ray_workers: int | None = None
+    """How many work at once; default: as many as the cluster has room for, each with as many CPUs as this process has
+    threads, or a GPU."""
+
+    @contextmanager
+    def workers(self, device: str) -> Iterator[Workers | None]:
+        """The workers, while they are needed; None for this process alone."""
+        if not self.ray:
+            if self.ray_address is not None or self.ray_workers is not None:
+                raise ConfigError(
+                    "--ray-address and --ray-workers say which workers of Ray to take; give --ray as well"
+                )
+            yield None
+            return
+        from psi_fast.ray_workers import RayWorkers
+
+        with RayWorkers(self.ray_address, self.ray_workers, device) as found:
+            yield found
+
+
+def begin_task(job: Job, text: str) -> ArrayTask:
+    """The task "i/n" of an array that works on a job, and the job noted in its folder for `merge`.
+
+    Raises
+    ------
+    ConfigError
+        The text is not i/n.
+    StoreError
+        The folder cannot be written, is no run's, or holds the work of another job.
+    """
+    task = ArrayTask.parse(text)
+    store.require_own(job.out)
+    path, values = job.out / store.UNFINISHED / JOB, _values(job)
+    if (job.out / store.MANIFEST).exists():
+        return task  # which will find the run finished, or another one
+    if path.exists() and _noted(path) != values:
+        raise StoreError(f"{path} is of another job; choose another folder (--out), or remove {path.parent}")
+    try:
+        store.write_shared(path, lambda place: place.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}; choose another folder (--out)") from error
+    return task
+
+
+def merge(folder: Path, *, complete: bool, allow_code: bool, progress: bool) -> Scores:
+    """The run that the tasks of an array have worked on in `folder`: what they left undone behind mining is done here.
+
+    Raises
+    ------
+    StoreError
+        There is no such work, or without `complete` a part of the images was not mined.
+    """
+    path = folder / store.UNFINISHED / JOB
+    if (folder / store.MANIFEST).exists():
+        return store.load(folder)
+    if not path.exists():
+        raise StoreError(f"{folder} holds no work of array tasks (no {path}); give their --out")
+    with naming(path):
+        (job,) = name_jobs([{**_noted(path), "name": "merge"}])
+    require_trust([job], allow_code)
+    first, others = job.arguments()
+    try:
+        return score(*first, **others, out=folder, progress=progress, workers=Merging(complete))
+    except OthersMissing as error:
+        raise StoreError(
+            f"{error}; run the tasks that have not ended, or give --complete to mine the rest here"
+        ) from error
+
+
+def _values(job: Job) -> dict[str, Any]:
+    """A job's inputs and settings, as a file of jobs has them, but for where it goes."""
+    inputs = {name: getattr(job, name) for name in Job.inputs() if name not in ("out", "progress")}
+    values = {name: value for name, value in inputs.items() if value is not None} | job.settings.to_dict()
+    return json.loads(json.dumps(values))
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"cannot read {path}: {error}; remove it and run an array task again") from error
+    if not isinstance(found, dict):
+        raise StoreError(f"{path} is no job; remove it and run an array task again")
+    return found
