@@ -69,8 +69,10 @@ def open_dataset(source: Any) -> ImageSet:
             f"images must have a length and be read by number, got a {type(data).__name__}; do not stream the dataset"
         )
     column = _image_column(package, data)
+    _require_sound(data, column)
     labels, classes, warnings = _labels(package, data, column)
-    data = data.cast_column(column, package.Image(decode=False))  # bytes, so that threads decode
+    # bytes, so that threads decode; of other columns nothing is read
+    data = data.cast_column(column, package.Image(decode=False)).select_columns([column])
     lock = threading.Lock()
 
     def read(name: str) -> Image.Image:
@@ -238,6 +240,23 @@ def _stamps(data: Any, column: str) -> list[str]:
     return stamps
 
 
+def _require_sound(data: Any, column: str) -> None:
+    """See that the places of a column's values lie within its file, which nobody looks at again when they are read.
+
+    Raises
+    ------
+    InputError
+        They do not, or a text is no unicode.
+    """
+    try:
+        for chunk in data.data.column(column).chunks:
+            chunk.validate(full=True)
+    except ValueError as error:  # ArrowInvalid
+        raise InputError(
+            f"column {column!r} of the dataset is damaged ({one_line(error)}); fetch or write its files again"
+        ) from error
+
+
 def _labels(package: ModuleType, data: Any, image: str) -> tuple[np.ndarray | None, list[str] | None, list[str]]:
     """Classes [N] int64 and their names, None where there are none; and what a reader of the results must know."""
     classes = {name: own for name, own in data.features.items() if isinstance(own, package.ClassLabel)}
@@ -245,6 +264,7 @@ def _labels(package: ModuleType, data: Any, image: str) -> tuple[np.ndarray | No
     if not columns:
         return None, None, []
     column = columns[0]
+    _require_sound(data, column)
     values = list(data.with_format(None)[column][:])
     kinds = {type(value) for value in values} - {type(None)}
     if kinds not in ({int}, {str}, set()):
@@ -263,6 +283,12 @@ def _labels(package: ModuleType, data: Any, image: str) -> tuple[np.ndarray | No
             "remove the column, or choose another split"
         )
     if column in classes:
-        return np.asarray(values, dtype=np.int64), list(classes[column].names), []
+        names = list(classes[column].names)
+        if not 0 <= min(values) <= max(values) < len(names):
+            wrong = next(value for value in values if not 0 <= value < len(names))
+            raise InputError(
+                f"column {column!r} of the dataset numbers {len(names)} classes from 0, got {wrong}; correct it or its names"
+            )
+        return np.asarray(values, dtype=np.int64), names, []
     keys, labels = np.unique(values, return_inverse=True)
     return labels, [str(key) if kinds == {str} else numbered(key) for key in keys], []
