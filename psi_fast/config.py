@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args, get_origin, get_type_hints
 
-from psi_fast.errors import ConfigError, nearest
+from psi_fast.errors import ConfigError, nearest, printable
 
 Rotation = Literal["marginal", "unimodal", "radial", "tangent", "gaussian", "independent"]
 
@@ -139,8 +139,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """What a TOML file holds; ConfigError when it cannot be read."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"cannot read settings from {path}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:  # no unicode, no TOML, numbers too long, tables too deep
+        raise ConfigError(f"cannot read settings from {path}: {printable(str(error))}") from error
 
 
 def _check_type(name: str, value: Any) -> None:
@@ -165,4 +165,5 @@ def _check_type(name: str, value: Any) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # by comparison, since an int may be too large for a float
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf

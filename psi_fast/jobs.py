@@ -1,6 +1,7 @@
 """A file of jobs: defaults, a grid of what varies, and single jobs -> the runs that they stand for, each with a name."""
 
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -21,6 +22,8 @@ OWN = ("out", "share", "progress")
 REQUIRED = ("network", "layer", "images", "encoder")
 LONGEST = 100
 """Letters of a name."""
+MOST = 100_000
+"""Jobs of a grid."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,8 @@ def _grid(defaults: Mapping[str, Any], grid: Mapping[str, Any]) -> list[dict[str
             raise ConfigError(f"{name} in [grid] must be a list of values, got {values!r}")
     if not grid:
         return []
+    if (count := math.prod(map(len, grid.values()))) > MOST:
+        raise ConfigError(f"[grid] stands for {count:,} jobs, and a batch has {MOST:,} at most; give fewer values")
     return [{**defaults, **dict(zip(grid, chosen, strict=True))} for chosen in itertools.product(*grid.values())]
 
 

@@ -48,9 +48,13 @@ def read_activations(activations: Any, held: np.ndarray) -> np.ndarray:
     values = _array("activations", activations, 2, "[C, K]")
     if values.shape != held.shape:
         raise InputError(f"activations must be {list(held.shape)}, one per patch, got {list(values.shape)}")
-    if len(bad := np.argwhere(held & ~np.isfinite(values))):
-        raise InputError(f"activations{bad[0].tolist()} is nan or inf; leave it out with `valid`, or mend it")
-    return np.where(held, values, np.nan).astype(np.float32)
+    with np.errstate(over="ignore"):
+        found = np.where(held, values, np.nan).astype(np.float32)
+    if len(bad := np.argwhere(held & ~np.isfinite(found))):
+        raise InputError(
+            f"activations{bad[0].tolist()} is nan, inf or too large for float32; leave it out with `valid`, or mend it"
+        )
+    return found
 
 
 def read_rows(name: str, rows: Any, width: int) -> Tensor:
@@ -88,7 +92,11 @@ def require_pairwise(config: PSIConfig) -> None:
 
 
 def _array(name: str, value: Any, ndim: int, expected: str) -> np.ndarray:
-    array = value.detach().cpu().float().numpy() if _is_half(value) else np.asarray(_on_cpu(value))
+    try:
+        array = value.detach().cpu().float().numpy() if _is_half(value) else np.asarray(_on_cpu(value))
+    except (TypeError, ValueError, OverflowError) as error:  # rows of unequal length, a sparse tensor, no numbers
+        said = " ".join(str(error).split())
+        raise InputError(f"{name} must be {expected}, got what is no array ({said:.160})") from error
     if array.ndim != ndim:
         raise InputError(f"{name} must be {expected}, got {array.ndim} dimensions with shape {list(array.shape)}")
     if array.dtype.kind not in "fiub":

@@ -83,7 +83,11 @@ def load_vocabulary(spec: str) -> Vocabulary:
         text = resources.files("psi_fast").joinpath("data/open_1602.txt").read_text(encoding="utf-8")
         return Vocabulary(spec, *_parse(text, spec))
     path = Path(spec)
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:  # a name too long, a folder that cannot be entered
+        raise InputError(f"cannot read vocabulary file {spec!r}: {error.strerror}") from error
+    if not there:
         raise ModelError(
             f"vocabulary {spec!r} is neither {' nor '.join(map(repr, _BUILT_IN))} nor a text file"
             f"{nearest(spec, _BUILT_IN)}; pass a file with one concept a line"

@@ -295,3 +295,41 @@ def test_paths_are_not_taken_for_ids(tmp_path, monkeypatch):
     assert names_dataset("owner/another")
     for path in ("images.zip", "owner/images.zip", "./owner/x", "/owner/name", "images", "a/b/c", "owner/x.parquet"):
         assert not names_dataset(path), path
+
+
+@pytest.mark.parametrize("name", ["image", "label"])
+def test_a_file_whose_texts_lie_outside_of_it_is_one_line(tmp_path, name):
+    """Reading them would end the process."""
+    import pyarrow as pa
+
+    bad = pa.py_buffer(np.array([0, 2**31 - 1, 4], dtype=np.int32).tobytes())
+    texts = pa.Array.from_buffers(pa.string(), 2, [None, bad, pa.py_buffer(b"abcd")])
+    pictures = [png(0)["bytes"], png(1)["bytes"]]
+    image = pa.StructArray.from_arrays(
+        [pa.array(pictures), texts if name == "image" else pa.array(["a", "b"])], ["bytes", "path"]
+    )
+    label = texts if name == "label" else pa.array(["a", "b"])
+    table = pa.table({"image": image, "label": label})
+    with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    said = message(open_images, tmp_path / "x.arrow")
+    assert said.startswith(f"column {name!r} of the dataset is damaged (")
+    assert said.endswith("fetch or write its files again")
+
+
+@pytest.mark.parametrize("number", [-2, 4])
+def test_a_class_that_has_no_name_is_one_line(number):
+    import pyarrow as pa
+
+    whole = made()
+    labels = pa.array([*whole["label"][:5], number, *whole["label"][6:]])
+    table = whole.data.table.set_column(1, "label", labels)
+    data = datasets.Dataset(table, info=whole.info)
+    assert f"column 'label' of the dataset numbers 4 classes from 0, got {number}" in message(open_images, data)
+
+
+def test_other_columns_are_not_read():
+    """One that cannot be is no matter for the images."""
+    data = made().add_column("text", ["x"] * 12)
+    images = open_images(data)
+    assert images.load(11).size == tiny.sizes(11)

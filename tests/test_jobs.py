@@ -171,3 +171,9 @@ def test_the_pages_example_is_what_it_says(tmp_path):
     assert jobs[-1].name == "paper"
     assert jobs[-1].values["top_k"] == 50
     assert all(code_in(job) is None for job in jobs)
+
+
+def test_a_grid_of_too_many_jobs_is_refused_before_it_is_made(tmp_path):
+    lists = "\n".join(f"{name} = [{', '.join(['20'] * 99)}]" for name in ("seed", "draws", "top_k", "n_init"))
+    told = message(read_jobs, write(tmp_path, f"{DEFAULTS}[grid]\n{lists}"), error=ConfigError)
+    assert "[grid] stands for 96,059,601 jobs, and a batch has 100,000 at most" in told
