@@ -52,7 +52,7 @@ def read_activations(activations: Any, held: np.ndarray) -> np.ndarray:
         found = np.where(held, values, np.nan).astype(np.float32)
     if len(bad := np.argwhere(held & ~np.isfinite(found))):
         raise InputError(
-            f"activations{bad[0].tolist()} is nan, inf or too large for float32; leave it out with `valid`, or mend it"
+            f"activations{bad[0].tolist()} is nan or inf, or too large for float32; leave it out with `valid`, or mend it"
         )
     return found
 
@@ -116,8 +116,9 @@ def _unit_rows(name: str, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
     result = np.empty(rows.shape, dtype=np.float32)
     for start in range(0, len(rows), ROWS_AT_ONCE):
         part = rows[start : start + ROWS_AT_ONCE].astype(np.float64)  # float32 overflows in the norm of long rows
-        norm = np.linalg.norm(part, axis=1)
-        for problem, bad in (("nan or inf", ~np.isfinite(norm)), ("zero", norm == 0)):
+        with np.errstate(over="ignore", invalid="ignore"):  # told below
+            norm = np.linalg.norm(part, axis=1)
+        for problem, bad in (("nan or inf, or too large", ~np.isfinite(norm)), ("zero", norm == 0)):
             if bad.any():
                 place = places[start + int(np.argmax(bad))].tolist()
                 raise InputError(f"{name}{place} is {problem}; leave it out with `valid`, or mend it")
