@@ -18,7 +18,17 @@ from psi_fast.errors import ModelError
 _PROBE_SECONDS = 2.0
 TRUST = "give --trust-checkpoint (trust_checkpoint=True in Python) if you trust whoever made it"
 """What lets a pickle be read, which runs the code that it holds."""
-_UNREADABLE = (struct.error, EOFError, RuntimeError, OSError, KeyError, ValueError, IndexError, TypeError)
+_UNREADABLE = (
+    struct.error,
+    AssertionError,
+    EOFError,
+    RuntimeError,
+    OSError,
+    KeyError,
+    ValueError,
+    IndexError,
+    TypeError,
+)
 """What torch and safetensors raise on files that are damaged or of another kind, beside errors of their own."""
 
 

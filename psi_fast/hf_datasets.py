@@ -68,6 +68,8 @@ def open_dataset(source: Any) -> ImageSet:
         raise InputError(
             f"images must have a length and be read by number, got a {type(data).__name__}; do not stream the dataset"
         )
+    if not len(data):
+        raise InputError("the dataset holds no rows; choose another split or another file")
     column = _image_column(package, data)
     _require_sound(data, column)
     labels, classes, warnings = _labels(package, data, column)

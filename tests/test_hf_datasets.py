@@ -333,3 +333,7 @@ def test_other_columns_are_not_read():
     data = made().add_column("text", ["x"] * 12)
     images = open_images(data)
     assert images.load(11).size == tiny.sizes(11)
+
+
+def test_a_dataset_without_rows_is_one_line():
+    assert "holds no rows" in message(open_images, made().select([]))
