@@ -259,6 +259,12 @@ def calls(draw):
     return made
 
 
+@pytest.fixture(scope="module")
+def compiled():
+    """The loops compiled, which may take longer than an input is given."""
+    psi_fast.score_embeddings(np.eye(8)[None], labels=[[0, 1] * 4], text=np.eye(8), config=SMALL, device="cpu")
+
+
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 @settings(quick, max_examples=200)
 @given(calls())
@@ -268,7 +274,7 @@ def calls(draw):
 @example({"embeddings": np.ones((2, 8, 3)), "labels": np.full((2, 8), 2**64 - 1, dtype=np.uint64)})
 @example({"embeddings": np.ones((1, 8, 3)), "activations": np.full((1, 8), 1e300)})
 @example({"embeddings": torch.ones(1, 8, 3, requires_grad=True), "text": torch.ones(2, 3).to_sparse()})
-def test_embeddings_and_labels_of_anything(made):
+def test_embeddings_and_labels_of_anything(compiled, made):
     made = {"config": SMALL, **made}
     embeddings = made.pop("embeddings")
     found = attempt(psi_fast.score_embeddings, embeddings, device="cpu", **made)
