@@ -11,7 +11,7 @@ from psi_fast import store
 from psi_fast.api import score
 from psi_fast.config import naming
 from psi_fast.errors import ConfigError, StoreError
-from psi_fast.job import Job
+from psi_fast.job import Job, check_input
 from psi_fast.jobs import name_jobs, require_trust
 from psi_fast.scores import Scores
 from psi_fast.workers import ArrayTask, Merging, OthersMissing, Workers
@@ -85,12 +85,15 @@ def merge(folder: Path, *, complete: bool, allow_code: bool, progress: bool) -> 
         return store.load(folder)
     if not path.exists():
         raise StoreError(f"{folder} holds no work of array tasks (no {path}); give their --out")
+    values = _noted(path)
+    share = values.pop("share", None)
     with naming(path):
-        (job,) = name_jobs([{**_noted(path), "name": "merge"}])
+        check_input("share", "" if share is None else share)
+        (job,) = name_jobs([{**values, "name": "merge"}])
     require_trust([job], allow_code)
     first, others = job.arguments()
     try:
-        return score(*first, **others, out=folder, progress=progress, workers=Merging(complete))
+        return score(*first, **others, out=folder, share=share, progress=progress, workers=Merging(complete))
     except OthersMissing as error:
         raise StoreError(
             f"{error}; run the tasks that have not ended, or give --complete to mine the rest here"

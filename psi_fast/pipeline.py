@@ -283,8 +283,15 @@ def _evaluated(
         weights=top.weights,
         class_selectivity=top.class_selectivity,
         keep_draws=KEPT_DRAWS,
-        spread=Spread(inputs.workers, inputs.shelf, [inputs.subject.fingerprints[name] for name in OF_DRAWS]),
+        spread=_spread(inputs),
     )
+
+
+def _spread(inputs: Inputs) -> Spread | None:
+    """How null draws are shared out and kept; None where they are neither."""
+    if inputs.workers is None and inputs.shelf is None:
+        return None
+    return Spread(inputs.workers, inputs.shelf, [inputs.subject.fingerprints[name] for name in OF_DRAWS])
 
 
 def used_rows(embedded: torch.Tensor, index: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -152,9 +152,10 @@ class TestCommand:
     def test_an_array_and_its_merge(self, tmp_path, flags, capsys):
         whole, out = tmp_path / "whole", tmp_path / "run"
         assert tiny.run("score", *flags, "--out", whole) == 0
+        shared = ("--share", tmp_path / "shared")
         for _ in range(3):
             for task in ("1/2", "2/2"):
-                assert tiny.run("score", *flags, "--out", out, "--array-task", task) == 0
+                assert tiny.run("score", *flags, *shared, "--out", out, "--array-task", task) == 0
         assert "psi-fast merge" in capsys.readouterr().err
         assert not (out / "manifest.json").exists()
         assert tiny.run("merge", out) == 2
