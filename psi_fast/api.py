@@ -162,15 +162,14 @@ def score(
             squares = subject.squares(bars)
         see_room()  # a bank on the same disk has taken its share by now
         with memory_told("the run", FEWER_CHANNELS):
-            return run(Inputs(subject, squares, text, said, shelf, workers), about, bars)
+            return run(Inputs(subject, squares, text, said, shelf, own, workers), about, bars)
 
-    shelf = None if share is None else Shelf(Path(share))
+    own = None if folder is None else Shelf(folder / store.UNFINISHED)
+    shelf = own if share is None else Shelf(Path(share))
     if folder is None:
         if isinstance(workers, ArrayTask):
             raise ConfigError("the tasks of an array meet in a run folder; give one (out)")
         return from_images()[0]
-    unfinished = folder / store.UNFINISHED
-    shelf = shelf or Shelf(unfinished)
     among = isinstance(workers, ArrayTask)
     with store.reserved(folder, among=among):
         if (held := _held(folder, about, bars)) is not None:  # another process has made it meanwhile
@@ -179,7 +178,7 @@ def score(
         if among:
             raise OthersMissing(f"all parts are done; `psi-fast merge {folder}` writes the run")
         store.save(folder, scores, embedded, text.names, distributions)
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(folder / store.UNFINISHED, ignore_errors=True)
     return scores
 
 

@@ -60,7 +60,8 @@ def status(file: Annotated[Path, tyro.conf.Positional]) -> None:
 def _run(file: Path, crew: Crew, **options: bool) -> None:
     """Exit code 1 where a job has failed, now or before."""
     folder, jobs = read_jobs(file)
-    with crew.workers("auto") as workers:
+    devices = {str(job.values.get("device", "auto")) for job in jobs}
+    with crew.workers(devices.pop() if len(devices) == 1 else "auto") as workers:
         table = run_jobs(jobs, folder, workers=workers, **options)
     show_jobs(table, folder / RESULTS)
     if (table["state"] == "failed").any():

@@ -130,7 +130,7 @@ def score(
         array_task: i/n: do the i-th of n shares of the first stage that is not done, mining, embedding or null draws, keep
             it in OUT and end; `psi-fast merge OUT` does the rest.
     """
-    from psi_fast.crew import begin_task
+    from psi_fast.crew import run_task
     from psi_fast.present import show_report, show_scores
     from psi_fast.report.folder import require_packages
 
@@ -141,10 +141,10 @@ def score(
 
     if report:  # before hours of work
         require_packages()
-    first, others = job.arguments()
     if array_task is not None:
-        show_scores(psi_fast.score(*first, **others, workers=begin_task(job, array_task)), job.out)
+        show_scores(run_task(job, array_task), job.out)
         return
+    first, others = job.arguments()
     with crew.workers(job.device) as workers:
         show_scores(psi_fast.score(*first, **others, workers=workers), job.out)
     if report:

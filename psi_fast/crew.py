@@ -10,9 +10,11 @@ from typing import Any
 from psi_fast import store
 from psi_fast.api import score
 from psi_fast.config import naming
+from psi_fast.environment import pick_device
 from psi_fast.errors import ConfigError, StoreError
 from psi_fast.job import Job, check_input
 from psi_fast.jobs import name_jobs, require_trust
+from psi_fast.progress import tell
 from psi_fast.scores import Scores
 from psi_fast.workers import ArrayTask, Merging, OthersMissing, Workers
 
@@ -45,31 +47,40 @@ class Crew:
         from psi_fast.ray_workers import RayWorkers
 
         with RayWorkers(self.ray_address, self.ray_workers, device) as found:
+            tell(f"{found.count} workers of Ray at once, each {found.claim}")
             yield found
 
 
-def begin_task(job: Job, text: str) -> ArrayTask:
-    """The task "i/n" of an array that works on a job, and the job noted in its folder for `merge`.
+def run_task(job: Job, text: str) -> Scores:
+    """Do the share "i/n" of a job and note the job in its folder for `merge`; the scores of a run that is finished already.
 
     Raises
     ------
+    OthersMissing
+        The share is done.
     ConfigError
-        The text is not i/n.
+        The text is not i/n, or each task would choose a precision of its own.
     StoreError
         The folder cannot be written, is no run's, or holds the work of another job.
     """
     task = ArrayTask.parse(text)
-    store.require_own(job.out)
+    if job.settings.precision == "auto" and pick_device(job.device).type == "cpu":
+        raise ConfigError(
+            "on a CPU each task of an array would choose a precision of its own; name one for all, such as --precision float32"
+        )
     path, values = job.out / store.UNFINISHED / JOB, _values(job)
-    if (job.out / store.MANIFEST).exists():
-        return task  # which will find the run finished, or another one
     if path.exists() and _noted(path) != values:
         raise StoreError(f"{path} is of another job; choose another folder (--out), or remove {path.parent}")
+    first, others = job.arguments()
     try:
-        store.write_shared(path, lambda place: place.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}; choose another folder (--out)") from error
-    return task
+        return score(*first, **others, workers=task)
+    except OthersMissing:  # so all inputs are sound
+        text = json.dumps(values, indent=2) + "\n"
+        try:
+            store.write_shared(path, lambda place: place.write_text(text, encoding="utf-8"))
+        except OSError as error:
+            raise StoreError(f"cannot write {path}: {error.strerror or error}; free some room") from error
+        raise
 
 
 def merge(folder: Path, *, complete: bool, allow_code: bool, progress: bool) -> Scores:

@@ -270,9 +270,9 @@ def _place(images: ImageSet, folder: Path | None, side: int) -> tuple[Path, str]
 
 
 def same_bank(folder: Path, content: str, count: int, side: int) -> ImageBank | None:
-    """The bank in `folder` whose `content` is that, as another process has it; None where this one does not see it."""
+    """The bank in `folder` whose `content` is that, as another process has it; None where this one does not see it whole."""
     bank, _ = _mapped(folder, count, side)
-    return bank if bank is not None and bank.content == content else None
+    return bank if bank is not None and bank.content == content and _sound(bank) else None
 
 
 def _held(place: Path, identity: str, count: int, side: int) -> ImageBank | None:

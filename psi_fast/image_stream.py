@@ -63,8 +63,10 @@ class ImageStream:
 
     def to_image(self, boxes: np.ndarray, of: np.ndarray) -> np.ndarray:
         """Boxes [..., 4] (x0, y0, x1, y1) in px of the squares as boxes of the originals `of` [...], float64 in their px."""
-        for row in np.unique(of[(self.sizes[of] == 0).any(-1)]).tolist():
-            self._square(row)
+        unknown = np.unique(of[(self.sizes[of] == 0).any(-1)]).tolist()
+        with closing(prefetch(self._square, unknown, ahead=AHEAD)) as squares:
+            for _ in squares:
+                pass
         return from_square(boxes, self.side, self.sizes[of])
 
     def _plan(self, parts: Sequence[Rows]) -> Iterator[tuple[list[int], list[int]]]:

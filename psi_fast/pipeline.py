@@ -44,7 +44,8 @@ class Inputs:
     """A run's subject, its decoded images and its concepts.
 
     text_warnings : what a reader of the results must know about the concepts' embeddings
-    shelf : where patches, embeddings and nulls are kept, for other runs or for this one when it is cut short; None: nowhere
+    shelf : where patches and embeddings are kept, for other runs or for this one when it is cut short; None: nowhere
+    own : where parts of mining and null draws are kept, for this run alone when it is cut short; None: nowhere
     workers : who mines, encodes and draws; None: this process
     """
 
@@ -53,6 +54,7 @@ class Inputs:
     text: Bank
     text_warnings: Sequence[str]
     shelf: Shelf | None = None
+    own: Shelf | None = None
     workers: Workers | None = None
 
 
@@ -178,7 +180,7 @@ def _mined(inputs: Inputs, bars: Progress, retried: list[str]) -> tuple[list[Top
 def _mined_at(pace: Pace, inputs: Inputs, bars: Progress) -> list[TopPatches]:
     """The top patches as the shelf has them, or mined now; a pass that was cut short goes on."""
     own, shelf = inputs.subject, inputs.shelf
-    sight = look(own, inputs.bank, shelf)
+    sight = look(own, inputs.bank, inputs.own)
     about = {
         **{name: own.fingerprints[name] for name in ("network", "images", "code", "device")},
         "side": inputs.bank.side,
@@ -207,21 +209,22 @@ def _mined_at(pace: Pace, inputs: Inputs, bars: Progress) -> list[TopPatches]:
 
 def _mined_by(inputs: Inputs, sight: Sight, pace: Pace, about: Any, bars: Progress) -> list[TopPatches]:
     """The top patches from parts of the images that workers mine, joined in the order of the images."""
-    workers, shelf, miner = inputs.workers, inputs.shelf, sight.miner(pace)
+    workers, own, miner = inputs.workers, inputs.own, sight.miner(pace)
     assert workers is not None
     about = {**about, "batch_size": inputs.subject.config.batch_size}  # which decides where parts end on a GPU
     numbers = range(len(miner.parts))
     found: dict[int, Mapping[str, torch.Tensor]] = {}
-    if shelf:
-        kept = {number: shelf.find("part", [about, number]) for number in numbers}
-        found = {number: own for number, own in kept.items() if own is not None}
+    if own:
+        own.make()  # for the workers, who keep how far they are there
+        kept = {number: own.find("part", [about, number]) for number in numbers}
+        found = {number: held for number, held in kept.items() if held is not None}
     tasks = {number: (pace, about, number) for number in numbers if number not in found and workers.own(MINING, number)}
     done = sum(len(miner.parts[number]) for number in found)
     with bars.bar("mining", len(inputs.bank), "img", done) as bar:
         for number, part in workers.results(mined_part, tasks, sight):
-            if shelf:
-                shelf.keep("part", [about, number], part)
-                shelf.unfinished("part", [about, number]).remove()
+            if own:
+                own.keep("part", [about, number], part)
+                own.unfinished("part", [about, number]).remove()
             found[number] = part
             bar.update(len(miner.parts[number]))
     require_all(found, len(numbers), MINING)
@@ -289,9 +292,9 @@ def _evaluated(
 
 def _spread(inputs: Inputs) -> Spread | None:
     """How null draws are shared out and kept; None where they are neither."""
-    if inputs.workers is None and inputs.shelf is None:
+    if inputs.workers is None and inputs.own is None:
         return None
-    return Spread(inputs.workers, inputs.shelf, [inputs.subject.fingerprints[name] for name in OF_DRAWS])
+    return Spread(inputs.workers, inputs.own, [inputs.subject.fingerprints[name] for name in OF_DRAWS])
 
 
 def used_rows(embedded: torch.Tensor, index: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -335,6 +338,7 @@ def _account(
         "forward_passes": str(pace),
         "encoder_precision": getattr(encoder, "precision", "not stated"),
         "encoder_activation": getattr(encoder, "activation", "not stated"),
+        "workers": 1 if inputs.workers is None else inputs.workers.count,
         "seconds": {name: round(seconds, 3) for name, seconds in bars.seconds.items()},
         "images_per_second": round(bars.rate("mining"), 1),
         "crops_per_second": round(bars.rate("embedding"), 1),

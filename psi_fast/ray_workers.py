@@ -1,7 +1,10 @@
 """The workers of a Ray cluster, on this machine or on many: parts go to whoever is free, and again where a worker is lost."""
 
+import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -36,7 +39,7 @@ class RayWorkers:
     Raises
     ------
     ConfigError
-        There is no such cluster, or it has no room for a worker.
+        There is no such cluster, it has no room for a worker, or this process has joined another one.
     ModelError
         The package ray is missing.
     """
@@ -47,27 +50,28 @@ class RayWorkers:
         self._ray = require("ray", "psi-fast[ray]", "--ray")
         self._threads = torch.get_num_threads()
         self._gpus = int(pick_device(device).type == "cuda")
+        threads = f"{self._threads} CPUs, as many as this process has threads (OMP_NUM_THREADS)"
+        self.claim = "a GPU" if self._gpus else threads
         self._own = not self._ray.is_initialized()
         if self._own:
-            self._begin(address, workers)
-        room = self._ray.cluster_resources()
-        fitting = int(room.get("GPU", 0)) if self._gpus else int(room.get("CPU", 0)) // self._threads
+            with _same_answer_to_sigterm():
+                self._begin(address, workers)
+        elif address is not None:
+            raise ConfigError(f"this process has joined a Ray cluster already, and cannot join {address}; leave it out")
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        each = ("GPU", 1) if self._gpus else ("CPU", self._threads)
+        fitting = sum(int(node.get(each[0], 0)) // each[1] for node in nodes)  # a part cannot take CPUs of two machines
         if fitting < 1:
-            claim = (
-                "a GPU"
-                if self._gpus
-                else f"{self._threads} CPUs, as many as this process has threads (OMP_NUM_THREADS)"
-            )
             self.close()
             raise ConfigError(
-                f"a worker claims {claim}, and the Ray cluster has room for none; give it more, or fewer threads"
+                f"a worker claims {self.claim}, and no machine of the Ray cluster has room for that; give it more, or fewer "
+                "threads"
             )
         self.count = min(workers or fitting, fitting)
         # where the cluster's room is the limit, one that waits for each that is worked on
         self._given = self.count if self.count < fitting else 2 * self.count
-        self._run = self._ray.remote(max_retries=RETRIES, max_calls=0, num_cpus=self._threads, num_gpus=self._gpus)(
-            _run
-        )
+        claims = {"num_cpus": 0 if self._gpus else self._threads, "num_gpus": self._gpus}
+        self._run = self._ray.remote(max_retries=RETRIES, max_calls=0, **claims)(_run)
 
     def _begin(self, address: str | None, workers: int | None) -> None:
         """Join the cluster, or start one whose CPUs are as many as the workers claim."""
@@ -147,6 +151,19 @@ class RayWorkers:
                 f"workers were lost {RETRIES + 1} times over part {number}: {said[:300]}; look at Ray's log, and give workers "
                 "more memory or a smaller batch_size"
             ) from error
+
+
+@contextmanager
+def _same_answer_to_sigterm() -> Generator[None]:
+    """Ray answers SIGTERM in its own way from when it begins; within, the answer there was is kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(work: Callable[..., Any], threads: int, paths: list[str], given: list[Any] | None, *task: Any) -> Any:

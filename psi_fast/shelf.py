@@ -71,6 +71,13 @@ class Shelf:
         mark = fingerprint([FORMAT, kind, about])
         return self.folder / f"{kind}-{mark[:20]}.safetensors", mark
 
+    def make(self) -> None:
+        """Make the folder, so that others who work on this see it; StoreError as of `tensors`."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot make {self.folder}: {error.strerror or error}; choose another folder") from error
+
     def bytes(self) -> int:
         """Size of all that lies there."""
         return sum(path.stat().st_size for path in self.folder.glob("*")) if self.folder.is_dir() else 0

@@ -51,7 +51,8 @@ class Sight:
         """For another process, to which nothing that is open can be sent."""
         held = (self.bank.folder, self.bank.content) if isinstance(self.bank, ImageBank) else None
         layers = [tap.layer for tap in self.taps]
-        own = (self.network, self.channels, self.images, self.encoder, self.config, self.device, self.shelf)
+        shelf = None if self.shelf is None else Shelf(self.shelf.folder.absolute())
+        own = (self.network, self.channels, self.images, self.encoder, self.config, self.device, shelf)
         return _reopened, (own, layers, held, self.bank.side)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Generator
@@ -97,6 +98,8 @@ def reserved(folder: Path, *, among: bool = False) -> Generator[None]:
             yield
     except BaseException:
         with contextlib.suppress(OSError):  # rmdir refuses a folder that holds something
+            if made and (folder / UNFINISHED).is_dir():
+                (folder / UNFINISHED).rmdir()
             for path in made:
                 path.rmdir()
         raise
@@ -249,7 +252,8 @@ def code_fingerprint(experiments: bool = False) -> str:
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """`write` to a temporary file beside `path`, then rename it: the final name appears whole or not at all."""
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    # processes on other machines may have the same number
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
     try:
         write(temporary)
         with temporary.open("rb+") as file:

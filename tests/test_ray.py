@@ -16,13 +16,17 @@ import pytest
 import tiny
 import tiny_raising
 import tiny_slow
+import torch
 from test_batch import JOB
 from test_tar_shards import sample, write_shards
 
 from psi_fast import RayWorkers, run_jobs
 from psi_fast.errors import ConfigError, ModelError, PsiFastError
+from psi_fast.shelf import Unfinished
+from psi_fast.workers import Here
 
 ray = pytest.importorskip("ray")
+cloudpickle = pytest.importorskip("ray.cloudpickle")
 TESTS = Path(__file__).parent
 CASES = {"labels": {}, "no labels": {"labels": False}, "band": {"band": [0.3, 0.8]}}
 KILLS = 20
@@ -133,6 +137,63 @@ def test_what_cannot_be_sent_is_said_in_a_line(cluster, tmp_path):
     assert "\n" not in str(found.value)
 
 
+class Looking(Here):
+    """Does the work as another process would: with what comes out of what is sent there."""
+
+    def results(self, work, tasks, shared=None):
+        if shared is not None:
+            shared = cloudpickle.loads(cloudpickle.dumps(shared))
+            assert shared.shelf.folder.is_absolute()
+        yield from super().results(work, tasks, shared)
+
+
+def test_a_worker_keeps_how_far_a_part_is_from_the_first_run_on(tmp_path, monkeypatch, whole):
+    written, real = [], Unfinished.write
+    monkeypatch.setattr("psi_fast.shelf.EVERY", 0.0)
+    monkeypatch.setattr(Unfinished, "write", lambda self, *given: written.append(self._path.name) or real(self, *given))
+    monkeypatch.chdir(tmp_path)
+    tiny_slow.score("run", workers=Looking())
+    assert len({name for name in written if name.startswith("part-")}) == 12
+    assert held(tmp_path / "run") == whole("labels")
+
+
+def test_on_gpus_a_worker_claims_one_and_no_cpus(cluster, monkeypatch):
+    monkeypatch.setattr("psi_fast.ray_workers.pick_device", lambda _: torch.device("cuda"))
+    with pytest.raises(ConfigError, match="claims a GPU"):
+        RayWorkers()
+    nodes = [{"Alive": True, "Resources": {"CPU": 1.0, "GPU": 8.0}}, {"Alive": False, "Resources": {"GPU": 8.0}}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    claims = {}
+    monkeypatch.setattr(ray, "remote", lambda **given: claims.update(given) or (lambda work: work))
+    assert RayWorkers().count == 8
+    assert (claims["num_gpus"], claims["num_cpus"]) == (1, 0)
+
+
+def test_cpus_of_two_machines_make_no_worker(cluster, monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 3.0}}] * 4)
+    with pytest.raises(ConfigError, match="no machine of the Ray cluster has room"):
+        RayWorkers(device="cpu")
+
+
+def test_another_cluster_than_the_one_that_was_joined_is_refused(cluster):
+    with pytest.raises(ConfigError, match="has joined a Ray cluster already"):
+        RayWorkers("192.0.2.1:6379", device="cpu")
+
+
+def test_the_commands_take_workers(cluster, tmp_path, pictures, capsys):
+    flags = tiny.score_flags(pictures, tmp_path / "alone")
+    assert tiny.run(*flags) == 0
+    assert tiny.run(*tiny.score_flags(pictures, tmp_path / "ray"), "--ray", "--ray-workers", "2") == 0
+    assert "2 workers of Ray at once" in capsys.readouterr().err
+    assert held(tmp_path / "ray") == held(tmp_path / "alone")
+    file = tmp_path / "jobs.toml"
+    lines = [f"{name} = {json.dumps(value)}" for name, value in (JOB | {"images": str(pictures)}).items()]
+    file.write_text("\n".join(["[[jobs]]", 'name = "one"', *lines]))
+    assert tiny.run("jobs", "run", file, "--allow-code", "--ray", "--ray-workers", "2", "--no-progress") == 0
+    assert held(tmp_path / "jobs" / "one") == held(tmp_path / "alone")
+
+
 @pytest.mark.parametrize("workers", [0, -1])
 def test_no_workers_are_refused(workers):
     with pytest.raises(ConfigError, match="--ray-workers must be at least 1"):
@@ -164,6 +225,21 @@ def runs():
 
 def files_of(folder):
     return len(list((folder / "unfinished").glob("[!.]*")))
+
+
+def test_sigterm_to_a_run_on_workers_ends_with_143(tmp_path, pictures):
+    """Ray has an answer to SIGTERM of its own."""
+    flags = tiny.score_flags(pictures, tmp_path / "run", network="tiny_slow:network")
+    command = [sys.executable, "-m", "psi_fast", *map(str, flags), "--ray", "--ray-workers", "1"]
+    with subprocess.Popen(
+        command, cwd=TESTS, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
+    ) as child:
+        while not list((tmp_path / "run").glob("unfinished/part-*")) and child.poll() is None:
+            time.sleep(0.02)
+        child.send_signal(signal.SIGTERM)
+        _, said = child.communicate()
+    assert child.returncode == 143, said
+    assert "stopped by SIGTERM" in said
 
 
 def test_a_run_on_workers_that_is_killed_again_and_again_ends_in_the_same_bytes(cluster, whole, runs, tmp_path):

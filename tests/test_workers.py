@@ -170,6 +170,11 @@ class TestCommand:
         assert "holds no work of array tasks" in capsys.readouterr().err
         assert tiny.run("score", *flags, "--out", out, "--array-task", "3/2") == 2
         assert "i/n" in capsys.readouterr().err
+        assert tiny.run("score", *flags, "--precision", "auto", "--out", out, "--array-task", "1/2") == 2
+        assert "--precision float32" in capsys.readouterr().err
+        assert tiny.run("score", *flags, "--layer", "no", "--out", out, "--array-task", "1/2") == 2
+        assert "layer 'no' not found" in capsys.readouterr().err
+        assert not out.exists()
         assert tiny.run("score", *flags, "--out", out, "--array-task", "1/2", "--report") == 2
         assert "--report" in capsys.readouterr().err
         assert tiny.run("score", *flags, "--out", out, "--ray-workers", "2") == 2

@@ -86,6 +86,13 @@ def score(
     return found, encoder
 
 
+def network():
+    """tiny's network, slow, for the command."""
+    found = tiny.network()
+    found.module[0] = Slow(found.module[0], 0.05)
+    return found
+
+
 if __name__ == "__main__":
     # A line "out seconds case" on stdin is a run in a forked process, whose id and exit code are told in a line each; with
     # the address of a Ray cluster in the case, its workers run it.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from psi_fast.errors import ConfigError
+from psi_fast.errors import ConfigError, StoreError
 from psi_fast.planning.costs import IMAGE_PARTS, STAGES, Cost, Sizes, costs, disk_bytes
 from psi_fast.planning.distinct import distinct_crops_of
 from psi_fast.planning.memory import device_bytes, host_bytes, mapped_bytes
@@ -71,8 +71,11 @@ class Plan:
         }
 
     def to_json(self, path: str | Path) -> None:
-        """Write `to_dict` to a file."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        """Write `to_dict` to a file; StoreError where that cannot be written."""
+        try:
+            Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise StoreError(f"cannot write {path}: {error.strerror or error}; choose another file (--json)") from error
 
 
 def outlook(

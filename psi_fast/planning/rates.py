@@ -141,6 +141,11 @@ def _from_run(scores: Scores, folder: Path, work: Workload) -> Rates:
             f"the run in {folder} scored {held['channels']} channels, expected {work.channels} as asked for here; give a "
             "run of the same --channels"
         )
+    if held.get("workers", 1) != 1:
+        raise ConfigError(
+            f"the run in {folder} was made by {held['workers']} workers, and its rates are of all of them together; give a run "
+            "of one process"
+        )
     side = 0 if held["bank"]["folder"].startswith("none") else held["bank"]["side_px"]
     then = dataclasses.replace(
         work, config=type(work.config).from_dict(config), bank_side=side, concepts=held["concepts"]
