@@ -15,12 +15,13 @@ from test_plan_costs import WORK, at
 
 import psi_fast
 from psi_fast import store
-from psi_fast.errors import ConfigError, InputError
+from psi_fast.errors import ConfigError, InputError, StoreError
 from psi_fast.planning.commands import Draft
 from psi_fast.planning.costs import STAGES, costs
 from psi_fast.planning.outlook import Terms, outlook
 from psi_fast.planning.rates import PEAKS, Rates, about, floor_seconds
 from psi_fast.planning.view import amount, duration
+from psi_fast.workers import Here
 
 ENCODER = "classifier:tiny:classifier"
 RATES = Rates(
@@ -221,6 +222,24 @@ def test_rates_of_another_network_or_of_none_are_refused(run_folder, tmp_path):
     assert "are of patch 0.5, expected 'image'" in other
     fewer = message(lambda: plan(rates=folder, channels=slice(0, 3), **given), error=ConfigError)
     assert "scored 6 channels, expected 3" in fewer
+
+
+class Two(Here):
+    """Works on two parts at once, as it says."""
+
+    count = 2
+
+
+def test_rates_of_several_workers_together_are_refused(run_folder, tmp_path):
+    _, pictures = run_folder
+    tiny.score("tiny:network", images=pictures, out=tmp_path / "run", encoder=ENCODER, workers=Two())
+    text = message(lambda: plan(rates=tmp_path / "run", images=pictures), error=ConfigError)
+    assert "made by 2 workers" in text
+
+
+def test_a_plan_that_cannot_be_written_is_one_line(tmp_path):
+    found = plan(images=tiny.image_set(30), image_bytes=9)
+    assert "choose another file" in message(lambda: found.to_json(tmp_path / "no" / "plan.json"), error=StoreError)
 
 
 def test_a_sample_that_is_too_small_or_has_no_files_is_one_line():
