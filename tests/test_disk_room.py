@@ -83,7 +83,7 @@ def test_a_study_asks_for_hardly_more_than_it_keeps_and_not_for_what_it_has(tmp_
 
 
 def test_too_little_room_is_told_before_images_are_mined_and_nothing_is_left(tmp_path, full, monkeypatch):
-    monkeypatch.setattr("psi_fast.pipeline.mine", None)  # called, this would be a TypeError
+    monkeypatch.setattr("psi_fast.mining.Miner.whole", None)  # called, this would be a TypeError
     full(30_000)
     text = message(tiny.score, out=tmp_path / "run", bank="stream", error=StoreError)
     assert re.match(
@@ -104,7 +104,7 @@ def test_a_bank_that_fills_the_disk_of_a_run_is_noticed_before_images_are_mined(
         return decoded(bars, name)
 
     monkeypatch.setattr(api.Progress, "stage", stage)
-    monkeypatch.setattr("psi_fast.pipeline.mine", None)
+    monkeypatch.setattr("psi_fast.mining.Miner.whole", None)
     assert "has 0.00 MB free" in message(tiny.score, out=tmp_path / "run", bank="stream", error=StoreError)
 
 

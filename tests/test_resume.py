@@ -270,10 +270,10 @@ def test_a_run_made_meanwhile_is_not_replaced(tmp_path, monkeypatch):
     """Two runs pass the look at the folder; the one that comes second to its lock finds the other's."""
     real, other = store.reserved, []
 
-    def late(folder):
+    def late(folder, **given):
         monkeypatch.setattr(store, "reserved", real)
         other.append(tiny_slow.score(tmp_path / "run", **CASES["no labels"])[0])
-        return real(folder)
+        return real(folder, **given)
 
     monkeypatch.setattr(store, "reserved", late)
     with pytest.raises(StoreError, match="holds another run"):
