@@ -10,7 +10,7 @@ import tiny
 from image_helpers import message
 
 import psi_fast
-from psi_fast import image_bank, image_stream, pipeline
+from psi_fast import image_bank, image_stream, mining
 from psi_fast.errors import InputError
 
 PLACE = 20
@@ -65,8 +65,8 @@ def during(monkeypatch):
                 real = module.squared
                 monkeypatch.setattr(module, "squared", lambda *given, real=real: (once(), real(*given))[1])
         else:
-            real_mine = pipeline.mine
-            monkeypatch.setattr(pipeline, "mine", lambda *given: (real_mine(*given), once())[0])
+            whole = mining.Miner.whole
+            monkeypatch.setattr(mining.Miner, "whole", lambda *given: (whole(*given), once())[0])
         return done
 
     return have

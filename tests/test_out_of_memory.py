@@ -7,7 +7,7 @@ import tiny
 import torch
 from image_helpers import message
 
-from psi_fast import activation_tap, api, evaluation, mining, store
+from psi_fast import activation_tap, api, evaluation, null_parts, ranking, store
 from psi_fast.errors import DeviceMemoryError
 from psi_fast.trial_forward import memory_told
 
@@ -110,8 +110,8 @@ def test_an_encoder_that_takes_not_one_slice_is_one_line(tmp_path):
     ("module", "name", "what"),
     [
         (evaluation, "cluster_patches", "clusters"),
-        (evaluation, "draw_nulls", "null draws"),
-        (mining, "topk_merge", "the run"),
+        (null_parts, "draw_nulls", "null draws"),
+        (ranking, "topk_merge", "the run"),
         (api, "run", "the run"),
     ],
 )
