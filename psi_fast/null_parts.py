@@ -124,7 +124,8 @@ def null_part(
     nulls = draw_nulls(patches.to(device), clusters, held, labels, config, Progress(False), keep)
     found = {"rows": torch.from_numpy(rows)}
     for name, own in nulls.items():
-        found |= {f"{name} {part}": tensor.cpu() for part, tensor in vars(own).items() if tensor is not None}
+        # copies: with independent rotation S has the very tensors of S_independent, and a file holds each of its own
+        found |= {f"{name} {part}": tensor.cpu().clone() for part, tensor in vars(own).items() if tensor is not None}
     return found
 
 
