@@ -39,11 +39,13 @@ _OPTIONAL = (
     "braceexpand",
     "matplotlib",
     "jinja2",
+    "markupsafe",
     "markdown-it-py",
     "vl-convert-python",
     "scikit-image",
     "scikit-learn",
     "faiss-cpu",
+    "ray",
     "cuml-cu13",
     "cupy-cuda13x",
 )

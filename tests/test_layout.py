@@ -18,7 +18,7 @@ PRODUCT = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
 SOURCES = sorted([*PRODUCT, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
 OPTIONAL = (
     *("open_clip", "timm", "transformers", "sentence_transformers", "datasets", "braceexpand"),
-    *("skimage", "efficientnet_lite_pytorch", "sklearn", "faiss", "cuml", "matplotlib"),
+    *("skimage", "efficientnet_lite_pytorch", "sklearn", "faiss", "cuml", "matplotlib", "ray"),
 )
 MAX_LINES = 400
 
