@@ -29,7 +29,7 @@ ray = pytest.importorskip("ray")
 cloudpickle = pytest.importorskip("ray.cloudpickle")
 TESTS = Path(__file__).parent
 CASES = {"labels": {}, "no labels": {"labels": False}, "band": {"band": [0.3, 0.8]}}
-KILLS = 8
+KILLS = 20
 
 
 @pytest.fixture(scope="module")
