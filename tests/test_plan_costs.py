@@ -12,7 +12,7 @@ from torch import nn
 from psi_fast import PSIConfig
 from psi_fast.activation_tap import ActivationTap
 from psi_fast.image_bank import PIXELS, SIZES
-from psi_fast.mining import mine
+from psi_fast.mining import Miner
 from psi_fast.networks import load_network
 from psi_fast.planning.costs import (
     Cost,
@@ -118,11 +118,8 @@ def test_the_state_of_mining_has_the_bytes_of_the_formula(band, labelled):
     network, config = tiny.network(), replace(tiny.CONFIG, band=band)
     taps = [ActivationTap(network, name, CPU) for name in ("0", "2")]
     chosen = [np.arange(2), np.arange(6)]
-    mine(
-        *(taps, network, tiny.bank(images), images.names, chosen, config, Progress(False)),
-        labels=images.labels,
-        unfinished=seen,
-    )
+    miner = Miner(taps, network, tiny.bank(images), images.names, chosen, config, labels=images.labels)
+    miner.whole(Progress(False), seen)
     layers = tuple(LayerSize(name="x", channels=len(own), width=9, positions=9) for own in chosen)
     work = replace(WORK, layers=layers, config=config, classes=4 if labelled else 0)
     assert seen.done == 30
