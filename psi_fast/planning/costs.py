@@ -141,7 +141,8 @@ def mined_images(sizes: Sizes) -> int:
 
 def state_bytes(work: Workload, images: int) -> int:
     """What mining holds of its first `images`: of each channel K top patches, three extremes, two sums and the sums by class,
-    each of whole parts and of the part that is being read, maxima of up to 1000 images; with `band` instead of the patches every image's maximum, minimum and position."""
+    each of whole parts and of the part that is being read, and maxima of up to 1000 images; with `band` instead of the
+    patches every image's maximum, minimum and position."""
     channels, config = work.channels, work.config
     ranked = (2 * FLOAT + INDEX) * images if config.band else PLACE * config.top_k
     sums = 3 * FLOAT + 2 * (2 * DOUBLE + DOUBLE * work.classes)
