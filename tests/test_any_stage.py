@@ -7,16 +7,14 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import weakref
-from pathlib import Path
 
 import pytest
 import tiny
 import tiny_stages
 import torch
+from forks import forks_of
 from safetensors.torch import load_file
 from tiny_stages import FILES, STAGES
 
@@ -25,47 +23,35 @@ from psi_fast.progress import Progress
 from psi_fast.shelf import Shelf
 from psi_fast.stopping import Stopped, stoppable
 
-TESTS = Path(__file__).parent
 KILLS = 3
 """Of each stage."""
 
 
 class Processes:
-    """Starts processes without importing everything anew."""
+    """Runs of tiny_stages, stopped where a test says."""
 
-    def __init__(self, parent, marks):
-        self._parent, self._marks = parent, marks
+    def __init__(self, forks, marks):
+        self._forks, self._marks = forks, marks
 
     def run(self, stage=None, steps=0, delay=0.0, send=signal.SIGKILL, **order):
         """The exit code of a process; it is sent a signal `delay` seconds behind so many steps of a stage."""
         self._marks.write_bytes(b"")
         order |= {"marks": str(self._marks)} if stage else {}
-        self._parent.stdin.write(json.dumps(order) + "\n")
-        self._parent.stdin.flush()
-        child = int(self._parent.stdout.readline())
-        if stage:
-            alive = Path(f"/proc/{child}/fd")
-            while self._marks.read_text().split().count(stage) < steps and alive.exists():
-                time.sleep(0.002)
-            time.sleep(delay)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, send)
-        return int(self._parent.stdout.readline())
+        child = self._forks.start(order)
+        if not stage:
+            return self._forks.code()
+        return self._forks.stop(child, lambda: self._marks.read_text().split().count(stage) >= steps, delay, send)
 
 
 @pytest.fixture(scope="module")
-def parent():
-    with subprocess.Popen(
-        [sys.executable, str(TESTS / "tiny_stages.py")],
-        cwd=TESTS, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
-        yield process
-        process.stdin.close()
+def forks():
+    with forks_of("tiny_stages.py") as found:
+        yield found
 
 
 @pytest.fixture
-def processes(parent, tmp_path):
-    return Processes(parent, tmp_path / "marks")
+def processes(forks, tmp_path):
+    return Processes(forks, tmp_path / "marks")
 
 
 def held(folder):

@@ -1,6 +1,5 @@
 """The workers of Ray: as many as one likes, lost and killed, and the bytes of one process in the end."""
 
-import contextlib
 import json
 import os
 import random
@@ -10,13 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import tiny
 import tiny_raising
 import tiny_slow
 import torch
+from forks import TESTS, forks_of
 from test_batch import JOB
 from test_tar_shards import sample, write_shards
 
@@ -27,7 +26,6 @@ from psi_fast.workers import Here
 
 ray = pytest.importorskip("ray")
 cloudpickle = pytest.importorskip("ray.cloudpickle")
-TESTS = Path(__file__).parent
 CASES = {"labels": {}, "no labels": {"labels": False}, "band": {"band": [0.3, 0.8]}}
 KILLS = 20
 
@@ -213,14 +211,9 @@ def test_work_that_ends_every_worker_is_given_up(cluster, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def runs():
-    """A process that starts runs, each in a process of its own, without importing everything anew."""
-    with subprocess.Popen(
-        [sys.executable, str(TESTS / "tiny_slow.py")],
-        cwd=TESTS, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    ) as parent:  # fmt: skip
-        yield parent
-        parent.stdin.close()
+def forks():
+    with forks_of("tiny_slow.py") as found:
+        yield found
 
 
 def files_of(folder):
@@ -242,31 +235,20 @@ def test_sigterm_to_a_run_on_workers_ends_with_143(tmp_path, pictures):
     assert "stopped by SIGTERM" in said
 
 
-def test_a_run_on_workers_that_is_killed_again_and_again_ends_in_the_same_bytes(cluster, whole, runs, tmp_path):
+def test_a_run_on_workers_that_is_killed_again_and_again_ends_in_the_same_bytes(cluster, whole, forks, tmp_path):
     """The process that gives out the parts is killed, at seeded moments behind a number of parts that came back."""
     rng, cut, kills, seen = random.Random("psi ray"), tmp_path / "cut", 0, set()
-
-    def begin(seconds):
-        runs.stdin.write(json.dumps([str(cut), seconds, {"cluster": cluster}]) + "\n")
-        runs.stdin.flush()
-        return int(runs.stdout.readline())
-
     while kills < KILLS:
-        child, behind = begin(0.02), files_of(cut) + rng.randint(0, 4)
-        while files_of(cut) < behind and Path(f"/proc/{child}/fd").exists():
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.3))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-        code = int(runs.stdout.readline())
+        child, behind = forks.start(str(cut), 0.02, {}, cluster), files_of(cut) + rng.randint(0, 4)
+        code = forks.stop(child, lambda behind=behind: files_of(cut) >= behind, rng.uniform(0, 0.3))
         seen |= {path.name.split("-")[0] for path in (cut / "unfinished").glob("[!.]*")}
         if code == 0:  # it came to its end first; once more from the start
             shutil.rmtree(cut)
         else:
             assert code == -signal.SIGKILL
             kills += 1
-    begin(0.0)
-    assert int(runs.stdout.readline()) == 0
+    forks.start(str(cut), 0.0, {}, cluster)
+    assert forks.code() == 0
     assert {"part", "tops", "crops", "nulls"} <= seen
     assert held(cut) == whole("labels")
     assert sorted(path.name for path in cut.iterdir()) == sorted([*tiny_slow.FILES, "manifest.json"])

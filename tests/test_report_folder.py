@@ -14,7 +14,7 @@ import tiny
 from image_helpers import message
 from tiny import one_line, run, score_flags
 from tiny_report import Read, scripts
-from tiny_stored import two_layers, with_swaps
+from tiny_stored import seal, two_layers, with_swaps
 
 import psi_fast
 from psi_fast import build_report
@@ -98,9 +98,14 @@ def test_what_marks_a_report_comes_last(folder, monkeypatch):
     assert (build(folder).parent / "report.json").exists()
 
 
-def test_without_pictures_no_image_is_asked_for(folder):
+def move_pictures(folder):
     about = folder / "manifest.json"
     about.write_text(about.read_text().replace("pictures", "gone"))
+    seal(folder)
+
+
+def test_without_pictures_no_image_is_asked_for(folder):
+    move_pictures(folder)
     report = Read(build(folder))
     assert report.index["layers"][0]["patches"] is report.index["runs"][0]["whole"] is None
     assert "tile" not in report.channels("2")[0]["patches"]
@@ -350,8 +355,7 @@ def test_the_command_writes_a_report_and_says_where(folder, tmp_path, capsys):
 
 
 def test_the_command_finds_images_that_were_moved(folder, images, tmp_path, capsys):
-    about = folder / "manifest.json"
-    about.write_text(about.read_text().replace("pictures", "gone"))
+    move_pictures(folder)
     assert run("report", folder, "--no-progress") == 2
     assert "--images" in one_line(capsys)
     assert run("report", folder, "--images", images) == 0

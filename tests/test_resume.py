@@ -1,29 +1,23 @@
 """A run that is killed at any moment goes on where it was, and ends in the bytes of a run that was not."""
 
 import contextlib
-import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import tiny_slow
 import torch
+from forks import forks_of
 
 from psi_fast import embedding, mining, shelf, sight, store
 from psi_fast.errors import StoreError
 from psi_fast.ranking import Ranking
 from psi_fast.shelf import Shelf
 
-TESTS = Path(__file__).parent
 CASES = {
     "labels": {"labels": True},
     "no labels": {"labels": False},
@@ -34,14 +28,9 @@ KILLS = 7
 
 
 @pytest.fixture(scope="module")
-def runs():
-    """A process that starts runs, each in a process of its own, without importing everything anew."""
-    with subprocess.Popen(
-        [sys.executable, str(TESTS / "tiny_slow.py")],
-        cwd=TESTS, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    ) as parent:  # fmt: skip
-        yield parent
-        parent.stdin.close()
+def forks():
+    with forks_of("tiny_slow.py") as found:
+        yield found
 
 
 def held(folder):
@@ -59,36 +48,25 @@ def _same_code(monkeypatch):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bytes(tmp_path, runs, name):
+def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bytes(tmp_path, forks, name):
     """Killed at a random moment behind a random number of writes, so in mining, in embedding and in what follows."""
     case, rng = CASES[name], random.Random(f"psi {name}")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     tiny_slow.score(whole, **case)
     states, kills = [], 0
     while kills < KILLS:
-        runs.stdin.write(json.dumps([str(cut), 0.02, case]) + "\n")
-        runs.stdin.flush()
-        child = int(runs.stdout.readline())
-        for _ in range(rng.randint(1, 6)):
-            writes = seen(cut)
-            while seen(cut) == writes and Path(f"/proc/{child}/fd").exists():
-                time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.04))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-        code = int(runs.stdout.readline())
-        states.append({name.split("-")[0] + Path(name).suffix for name, _ in seen(cut)})
+        child, writes = forks.start(str(cut), 0.02, case), Writes(cut, rng.randint(1, 6))
+        code = forks.stop(child, writes.over, rng.uniform(0, 0.04))
+        states.append({name.split("-")[0] for name, _ in seen(cut)})
         if code == 0:  # it came to its end first; once more from the start
             shutil.rmtree(cut)
         else:
             assert code == -signal.SIGKILL
             kills += 1
-    runs.stdin.write(json.dumps([str(cut), 0.0, case]) + "\n")
-    runs.stdin.flush()
-    runs.stdout.readline()
-    assert runs.stdout.readline() == "0\n"
-    assert {"tops.unfinished"} in states  # in the middle of mining
-    assert {"crops.safetensors", "tops.safetensors"} in states  # of embedding
+    forks.start(str(cut), 0.0, case)
+    assert forks.code() == 0
+    assert {"tops"} in states  # in mining, or right behind it
+    assert {"crops", "tops"} in states  # in embedding
     assert held(cut) == held(whole)
     assert left(cut) == ["manifest.json"] == left(whole)
 
@@ -100,6 +78,19 @@ def seen(folder):
         with contextlib.suppress(FileNotFoundError):
             found.add((path.name, path.stat().st_mtime_ns))
     return found
+
+
+class Writes:
+    """Of a run into what it leaves for the next one, counted from now on."""
+
+    def __init__(self, folder, count):
+        self._folder, self._left, self._last = folder, count, seen(folder)
+
+    def over(self):
+        """Whether so many are done."""
+        now = seen(self._folder)
+        self._left, self._last = self._left - (now != self._last), now
+        return self._left <= 0
 
 
 def ranked(case, batches, until=None, state=None):

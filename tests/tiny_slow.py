@@ -1,12 +1,11 @@
 """A run in a process of its own that writes its state after every batch and takes its time, so that it can be killed."""
 
-import json
 import os
-import sys
 import time
 from dataclasses import replace
 
 import tiny
+from forks import serve
 from torch import nn
 
 import psi_fast
@@ -93,18 +92,14 @@ def network():
     return found
 
 
+def run(out, seconds, case, cluster=None):
+    """`score`, by workers of the Ray cluster of that address if there is one."""
+    if cluster:
+        case["workers"] = psi_fast.RayWorkers(cluster, 2, device="cpu")
+    score(out, seconds, **case)
+    return 0
+
+
 if __name__ == "__main__":
-    # A line "out seconds case" on stdin is a run in a forked process, whose id and exit code are told in a line each; with
-    # the address of a Ray cluster in the case, its workers run it.
     shelf.EVERY, shelf.SHARE, embedding.PART = 0.0, float("inf"), 16
-    for line in sys.stdin:
-        out, seconds, case = json.loads(line)
-        child = os.fork()
-        if not child:
-            cluster = case.pop("cluster", None)
-            if cluster:
-                case["workers"] = psi_fast.RayWorkers(cluster, 2, device="cpu")
-            score(out, seconds, **case)
-            os._exit(0)
-        print(child, flush=True)  # noqa: T201
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)  # noqa: T201
+    serve(run)

@@ -2,13 +2,12 @@
 
 import functools
 import inspect
-import json
 import os
-import sys
 import time
 from pathlib import Path
 
 import tiny
+from forks import serve
 from test_text_banks import Tower
 
 import psi_fast
@@ -98,11 +97,5 @@ def run(order):
 
 
 if __name__ == "__main__":
-    # A line of JSON on stdin is an order; the child's id and its exit code are told in a line each.
     store.code_fingerprint = lambda experiments=False: "this code"
-    for line in sys.stdin:
-        child = os.fork()
-        if not child:
-            os._exit(run(json.loads(line)))
-        print(child, flush=True)  # noqa: T201
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)  # noqa: T201
+    serve(run)
