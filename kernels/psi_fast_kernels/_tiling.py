@@ -1,6 +1,7 @@
 """Chunk sizes as pure functions of shape; they bound memory and never change a result."""
 
-LINE = 16  # numbers of 4 bytes in 64
+CACHE_LINE = 64  # bytes
+LINE = CACHE_LINE // 4  # numbers of 4 bytes
 ROWS = 4  # rows a product is split by without a remainder
 TILE = 128  # largest Gram matrix that a program holds on the chip
 

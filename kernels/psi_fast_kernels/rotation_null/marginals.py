@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from psi_fast_kernels._batched import ordered_sum
 from psi_fast_kernels._compiled import compiled, over_threads
 
 TUBE_STEPS = 24  # bisections of the tube's radius
@@ -24,7 +25,7 @@ def quantiles(axes: Tensor) -> Tensor:
     tables are made on the CPU.
     """
     x = axes.double().cpu()
-    x = torch.where(x.pow(3).sum(1, keepdim=True) < 0, -x, x)
+    x = torch.where(ordered_sum(x.pow(3), 1)[:, None] < 0, -x, x)
     x = (x * axes.shape[1] ** 0.5).mT.contiguous().sort(-1).values.numpy()
     tables = np.empty((*x.shape[:2], CELLS + 1))
     over_threads(lambda part: _quantiles_each(x[part], tables[part]), len(x))

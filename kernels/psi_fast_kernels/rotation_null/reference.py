@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from psi_fast_kernels._batched import ordered_sum, products
+from psi_fast_kernels._batched import eigh, ordered_sum, products, solve
 from psi_fast_kernels._chunks import in_chunks
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels._tiling import draws_per_chunk, padded
@@ -93,7 +93,7 @@ def _leading_axes(tangent: Tangent, pool: Pool, rotation: str, c: Tensor, b: Ten
     """Q_m [N, K, m]: orthonormal, orthogonal to 1, shaped like the data's leading axes; Q_m = Y (Y^T Y)^(-1/2)."""
     y = _columns(tangent, pool, rotation, c, b)
     # in float64: a column that hardly varies has a small eigenvalue
-    values, vectors = torch.linalg.eigh(products(y.mT, y).double())
+    values, vectors = eigh(products(y.mT, y).double())
     return products(y, products(vectors * values.rsqrt()[:, None], vectors.mT).to(y.dtype))
 
 
@@ -121,4 +121,4 @@ def _turn_leading_axes(q: Tensor, q_m: Tensor) -> Tensor:
     e_minus_v = -v
     e_minus_v[:, :m] += eye
     # Q (E - V) = Q_E - Q_m, because Q Q^T Q_m = Q_m
-    return q - products(q[:, :, :m] - q_m, torch.linalg.solve(eye - v[:, :m].mT, e_minus_v.mT))
+    return q - products(q[:, :, :m] - q_m, solve(eye - v[:, :m].mT, e_minus_v.mT))

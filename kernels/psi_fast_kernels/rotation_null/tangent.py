@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from psi_fast_kernels._batched import eigh, matvec, ordered_sum, products
 from psi_fast_kernels.rotation_null.marginals import CELLS, quantiles
 
 FLAT_AXES = 8
@@ -43,15 +44,15 @@ def tangent_space(gram: Tensor, width: int, *, rotation: str = "marginal") -> Ta
     weights = _scaled(g, ones / samples)  # mean direction = X^T weights
     for _ in range(MEAN_STEPS):
         _, _, weights_to = _log_map(g, weights)
-        step = (weights_to.mT @ g @ weights_to).clamp(min=0).sqrt()
+        step = _square(g, weights_to).clamp(min=0).sqrt()
         weights = torch.cos(step) * weights + torch.sinc(step / torch.pi) * weights_to
         weights = _scaled(g, weights)
     cosine, scale, _ = _log_map(g, weights)
     tangent_gram = scale * (g - cosine * cosine.mT) * scale.mT
-    basis = orthogonal_to_ones(samples, g)
-    values, vectors = torch.linalg.eigh(basis.T @ tangent_gram @ basis)
-    leading = basis @ vectors.flip(-1)[:, :, : flat_axes(samples, width)]
-    kurtosis = (samples * leading.pow(4).sum(1)).clamp(1.8, 3.0)
+    basis = orthogonal_to_ones(samples, g)[None]
+    values, vectors = eigh(products(products(tangent_gram, basis).mT, basis))
+    leading = products(vectors.flip(-1)[:, :, : flat_axes(samples, width)].mT, basis.mT).mT
+    kurtosis = (samples * ordered_sum(leading.pow(4), 1)).clamp(1.8, 3.0)
     flat = ((3 - kurtosis) / 1.2) ** 0.25
     tables = quantiles(leading) if rotation == "marginal" else g.new_empty(len(g), 0, CELLS + 1)
     return Tangent(
@@ -77,16 +78,21 @@ def flat_axes(samples: int, width: int) -> int:
 
 def _scaled(gram: Tensor, weights: Tensor) -> Tensor:
     """The weights of X^T weights at length 1; as they are where rows cancel, which then all lie at a right angle to it."""
-    square = weights.mT @ gram @ weights
+    square = _square(gram, weights)
     return weights / torch.where(square < NO_MEAN, 1.0, square).sqrt()
+
+
+def _square(gram: Tensor, weights: Tensor) -> Tensor:
+    """|X^T weights|^2, [C, 1, 1]."""
+    return ordered_sum(weights * matvec(gram, weights), 1)[:, None]
 
 
 def _log_map(gram: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """At the mean direction X^T weights: cosines to it, theta / sin theta, the mean tangent vector's weights, each [C, K, 1]."""
-    cosine = (gram @ weights).clamp(-1, 1)
+    cosine = matvec(gram, weights).clamp(-1, 1)
     theta = torch.arccos(cosine)
     scale = theta / torch.sin(theta).clamp(min=1e-12)
     # at the mean there is no way to go, at its antipode no way is the shortest
     scale = torch.where((theta < 1e-6) | (theta > torch.pi - 1e-6), 1.0, scale)
-    toward = (scale - (scale * cosine).sum(1, keepdim=True) * weights) / gram.shape[1]
+    toward = (scale - ordered_sum(scale * cosine, 1)[:, None] * weights) / gram.shape[1]
     return cosine, scale, toward

@@ -8,7 +8,7 @@ that libraries choose differently. With fewer dimensions than clusters L is mu i
 import torch
 from torch import Tensor
 
-from psi_fast_kernels._batched import products
+from psi_fast_kernels._batched import eigh, products
 from psi_fast_kernels._streams import Stream
 from psi_fast_kernels.philox import normal
 from psi_fast_kernels.text_null.nearest import fits
@@ -47,6 +47,6 @@ def bytes_per_draw(concepts: int, width: int, size: int, itemsize: int) -> int:
 
 def _power(gram: Tensor, exponent: float) -> Tensor:
     """Symmetric positive matrices [N, m, m] to a power, rounding errors below zero taken as zero."""
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = eigh(gram)
     scale = values.clamp(min=torch.finfo(gram.dtype).tiny) ** exponent
     return products(vectors * scale[:, None], vectors.mT)
