@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from psi_fast.clustering import cluster_patches
-from psi_fast.components import measure
+from psi_fast.channel_parts import clustered, spread_clustered, spread_text_null
 from psi_fast.config import PSIConfig
 from psi_fast.null_parts import Spread, spread_nulls
-from psi_fast.nulls import draw_nulls, text_moments
-from psi_fast.peer_scores import peer_scores
+from psi_fast.nulls import concept_pool, draw_nulls, text_moments
 from psi_fast.progress import Progress
 from psi_fast.results import COMPONENTS, Bank, Clusters, PatchEmbeddings
 from psi_fast.scores import tabulate
@@ -78,7 +76,7 @@ def evaluate(
 
     `weights` [C, K] and `class_selectivity` [C], float32, are those of TopPatches; without them the peers that take them are nan.
     With `config.center`, `centre` [d] float64 is subtracted, the patches' own mean by default. The first `keep_draws`
-    null draws are kept. With `spread` the nulls of S and Q are drawn in parts of the channels.
+    null draws are kept. With `spread` the channels are scored in parts, and draws of S and Q kept, as it says.
 
     Raises
     ------
@@ -97,16 +95,20 @@ def evaluate(
     patches = patches.to(device)
     labels = None if labels is None else labels.to(device)
     bank = None if bank is None else bank.to(device)
+    workers = None if spread is None else spread.others
     with progress.stage("clusters"), memory_told("clusters", FEWER_CHANNELS):
-        clusters = cluster_patches(patches, config, progress)
-        components = measure(patches, clusters, labels, bank, config)
-        peers = peer_scores(plain, weights, class_selectivity, config)
+        about = (patches, plain, labels, bank, weights, class_selectivity, config, progress)
+        made = clustered(*about) if workers is None else spread_clustered(*about, workers)
+        clusters, components, peers = made
     with progress.stage("nulls"), memory_told("null draws", FEWER_CHANNELS):
         observed = {name: own for name, own in components.present().items() if name != "D"}
         given = (patches, clusters.labels, observed, labels, config, progress, keep_draws)
         nulls = draw_nulls(*given) if spread is None else spread_nulls(*given, spread)
         if bank is not None:
-            nulls["D"] = text_moments(patches, clusters, components, bank, config, keep_draws)
+            pool = concept_pool(components.concepts[: patches.real], config)
+            assert components.D is not None, "where there is a bank, there is D"
+            about = (patches.channel, clusters.k, clusters.prototypes, components.D, bank, pool, config, keep_draws)
+            nulls["D"] = text_moments(*about) if workers is None else spread_text_null(*about, workers)
     table, random = tabulate(
         patches,
         clusters,

@@ -1,4 +1,4 @@
-"""Null draws in parts of the channels, which workers do, and which a run that was killed finds again."""
+"""Null draws of S and Q in parts of the channels, which workers do, and which a run that was killed finds again."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -9,20 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from psi_fast.channel_parts import FEWEST, MOST
 from psi_fast.config import PSIConfig
 from psi_fast.nulls import draw_nulls
 from psi_fast.progress import Progress
 from psi_fast.results import NullMoments, PatchEmbeddings
 from psi_fast.shelf import Shelf, content
 from psi_fast.store import fingerprint
-from psi_fast.workers import DRAWS, Workers, part_size, require_all
+from psi_fast.workers import DRAWS, Here, Workers, part_size, require_all
 
 SECONDS = 10.0
 """What a part is to take in one process: what is lost at most when a run is killed, more or less."""
 FIRST = {"cpu": 32}
 """Channels of the first part in one process; on a GPU all."""
-FEWEST, MOST = 16, 256
-"""Channels of a part for one of several workers."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,11 @@ class Spread:
     workers: Workers | None
     shelf: Shelf | None
     about: Any
+
+    @property
+    def others(self) -> Workers | None:
+        """Who shares what is not kept; None where every process does all of that itself, as the tasks of an array do."""
+        return None if isinstance(self.workers, Here) else self.workers
 
 
 def spread_nulls(

@@ -11,7 +11,7 @@ from psi_fast.clustering import unit_gram
 from psi_fast.config import PSIConfig
 from psi_fast.moments import RunningMoments
 from psi_fast.progress import Progress
-from psi_fast.results import Bank, Clusters, Components, Group, NullMoments, PatchEmbeddings
+from psi_fast.results import Bank, Group, NullMoments, PatchEmbeddings
 from psi_fast_kernels._backend import offered
 from psi_fast_kernels._chunks import in_chunks
 from psi_fast_kernels._tiling import rows_per_chunk
@@ -161,21 +161,37 @@ def _permutation_moments(
     return result
 
 
+def concept_pool(concepts: Tensor, config: PSIConfig) -> Tensor | None:
+    """The concepts that the null of D draws from: those of a layer's own channels [C, k_max], or None for the whole bank."""
+    return concepts[concepts >= 0] if config.text_pool == "layer" and (concepts >= 0).any() else None
+
+
 def text_moments(
-    patches: PatchEmbeddings, clusters: Clusters, components: Components, bank: Bank, config: PSIConfig, keep: int = 0
+    channel: Tensor,
+    k: Tensor,
+    prototypes: Tensor,
+    observed: Tensor,
+    bank: Bank,
+    pool: Tensor | None,
+    config: PSIConfig,
+    keep: int = 0,
 ) -> NullMoments:
-    """The null of D alone; of `patches` it reads the channels' ids and how many are the layer's own."""
-    observed = components.D
-    assert observed is not None, "where there is a bank, there is D"
+    """The null of D alone. No channel's depends on which others there are, but for what `pool` holds.
+
+    Parameters
+    ----------
+    channel : [C] int64, as of PatchEmbeddings
+    k, prototypes : as of Clusters
+    observed : [C] float64
+    pool : as of `concept_pool`
+    """
     result = _empty(observed, config, keep)
     # one cluster has nothing to be told apart from: its null has no variation
-    _put(result, torch.nonzero(clusters.k == 1)[:, 0], None)
-    rows = torch.nonzero(clusters.k > 1)[:, 0]
+    _put(result, torch.nonzero(k == 1)[:, 0], None)
+    rows = torch.nonzero(k > 1)[:, 0]
     if len(rows) == 0:
         return result
-    prototypes, k = clusters.prototypes[rows], clusters.k[rows]
-    chosen = components.concepts[: patches.real]
-    pool = chosen[chosen >= 0] if config.text_pool == "layer" and (chosen >= 0).any() else None
+    channel, k, prototypes = channel[rows], k[rows], prototypes[rows]
     shuffled = config.text_null == "shuffled"
     shared: dict[str, Any] = {
         "kind": config.distinctness,
@@ -186,9 +202,7 @@ def text_moments(
     running = RunningMoments(observed[rows], keep)
     for block in _blocks(config.draws, CHEAP_BLOCK):
         if shuffled:
-            drawn = text_shuffle_null(
-                prototypes, k, bank.embeddings, draws=block, pool=pool, channel=patches.channel[rows], **shared
-            )
+            drawn = text_shuffle_null(prototypes, k, bank.embeddings, draws=block, pool=pool, channel=channel, **shared)
         else:
             drawn = text_rotation_null(prototypes, k, bank.embeddings, draws=block, **shared)
         running.add(slice(None), drawn)

@@ -41,7 +41,7 @@ def cluster():
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch):
     monkeypatch.setattr("torch.get_num_threads", lambda: 1)
-    for name, least in (("embedding", 8), ("null_parts", 2)):
+    for name, least in (("embedding", 8), ("null_parts", 2), ("channel_parts", 2)):
         monkeypatch.setattr(f"psi_fast.{name}.FEWEST", least)
 
 

@@ -17,7 +17,7 @@ from psi_fast.encoders.text_head import FAMILY, load_text_head
 from psi_fast.errors import InputError
 from psi_fast.evaluation import Evaluation, centred_bank
 from psi_fast.experiments.study import Study
-from psi_fast.nulls import text_moments
+from psi_fast.nulls import concept_pool, text_moments
 from psi_fast.results import Bank, Clusters, PatchEmbeddings
 from psi_fast.text_banks import concept_bank, head_bank
 
@@ -109,8 +109,9 @@ def worded(study: Study, found: Evaluation, bank: Bank, config: PSIConfig) -> pd
     bank = (centred_bank(bank) if config.center else bank).to(device)
     channels = PatchEmbeddings(bank.embeddings[:0], torch.empty(len(ids), 0, dtype=torch.int64), ids).to(device)
     parts = measure(channels, clusters, None, bank, config)
-    null = text_moments(channels, clusters, parts, bank, config)
-    own = calibrate(*(x.cpu().numpy() for x in (parts.present()["D"], null.mean, null.sd, null.p)))
+    distinct, pool = parts.present()["D"], concept_pool(parts.concepts, config)
+    null = text_moments(channels.channel, clusters.k, clusters.prototypes, distinct, bank, pool, config)
+    own = calibrate(*(x.cpu().numpy() for x in (distinct, null.mean, null.sd, null.p)))
     table = found.table
     kept = [
         calibrate(*(table[name + suffix].to_numpy() for suffix in ("", "_null_mean", "_null_sd", "_p")))
