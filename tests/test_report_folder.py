@@ -14,7 +14,7 @@ import tiny
 from image_helpers import message
 from tiny import one_line, run, score_flags
 from tiny_report import Read, scripts
-from tiny_stored import seal, two_layers, with_swaps
+from tiny_stored import move_pictures, two_layers, with_swaps
 
 import psi_fast
 from psi_fast import build_report
@@ -96,12 +96,6 @@ def test_what_marks_a_report_comes_last(folder, monkeypatch):
 
     monkeypatch.setattr(page, "write_page", checked)
     assert (build(folder).parent / "report.json").exists()
-
-
-def move_pictures(folder):
-    about = folder / "manifest.json"
-    about.write_text(about.read_text().replace("pictures", "gone"))
-    seal(folder)
 
 
 def test_without_pictures_no_image_is_asked_for(folder):

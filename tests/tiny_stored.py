@@ -44,3 +44,10 @@ def seal(folder):
     manifest[store.CHECKSUMS] = {name: store._checksum(folder / name) for name in store.FILES}
     manifest[store.CHECKSUMS][store.MANIFEST] = store._seal(manifest)
     path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def move_pictures(folder):
+    """Have a run believe that its images, a folder `pictures`, lie elsewhere."""
+    path = folder / store.MANIFEST
+    path.write_text(path.read_text(encoding="utf-8").replace("pictures", "gone"), encoding="utf-8")
+    seal(folder)
