@@ -1,5 +1,6 @@
 """Runs of a batch, one after the other: what they share is computed once, failures are recorded, results gathered."""
 
+import contextlib
 import json
 import time
 import traceback
@@ -124,16 +125,22 @@ class Batch:
     def gather(self) -> None:
         """Write the scores of all finished jobs to `results.parquet`, with the job and what varies in front.
 
+        A job whose run cannot be read, as where a file of it is damaged, has failed from then on.
+
         Raises
         ------
         StoreError
-            A run cannot be read, or the file not written.
+            The file cannot be written.
         """
         varied = {name: _cells(held) for name, held in varied_values(self.jobs).items()}
         parts: list[pd.DataFrame] = []
         for number, job in enumerate(self.jobs):
-            if self.record(job).state == "finished":
-                own = store.load(self.folder / job.name).table
+            if (held := self.record(job)).state == "finished":
+                try:
+                    own = store.load(self.folder / job.name).table
+                except StoreError as error:
+                    self._write(job, replace(held, state="failed", error=printable(str(error))))
+                    continue
                 front = {"job": job.name, **{name: cells[number] for name, cells in varied.items() if name not in own}}
                 parts.append(own.assign(**front)[[*front, *own]])
         table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"job": pd.Series(dtype=str)})
@@ -212,8 +219,11 @@ def run_jobs(
                 for job in todo:
                     view.begin(job)
                     view.end(job, batch.run(job, view.bars, workers))
-        finally:  # of those that have ended, when the others were interrupted
-            batch.gather()
+        except BaseException:  # the others were interrupted, which no fault of the results hides
+            with contextlib.suppress(Exception):
+                batch.gather()
+            raise
+        batch.gather()
     return batch.table()
 
 

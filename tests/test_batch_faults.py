@@ -1,0 +1,80 @@
+"""Batches whose results are damaged: the job that they are of has failed, and neither the others nor a signal is lost."""
+
+import os
+import signal
+
+import pandas as pd
+import pytest
+import tiny
+from test_batch import JOB, run, write
+
+from psi_fast import batch, store
+from psi_fast.batch import Batch
+from psi_fast.jobs import read_jobs
+
+SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}
+
+
+@pytest.fixture(autouse=True)
+def _same_code(monkeypatch):
+    monkeypatch.setattr(store, "code_fingerprint", lambda experiments=False: "this code")
+
+
+@pytest.fixture
+def job(pictures):
+    return JOB | {"images": str(pictures)}
+
+
+def damage(path):
+    """Give the file one wrong bit."""
+    held = bytearray(path.read_bytes())
+    held[50] ^= 1
+    path.write_bytes(held)
+
+
+@pytest.mark.parametrize("name", ["scores.parquet", "patches.parquet", "manifest.json"])
+def test_a_finished_job_with_a_damaged_file_has_failed_and_the_others_results_are_there(tmp_path, job, name):
+    jobs = [job | {"name": "a"}, job | {"name": "b", "seed": 1}, job | {"name": "c", "seed": 2}]
+    run(jobs[:2], tmp_path)
+    damage(tmp_path / "a" / name)
+    table = run(jobs, tmp_path)
+    assert table["state"].tolist() == ["failed", "finished", "finished"]
+    assert f"cannot read {tmp_path / 'a' / name}" in table["error"][0]
+    assert pd.read_parquet(tmp_path / "results.parquet")["job"].unique().tolist() == ["b", "c"]
+    assert Batch(tmp_path, jobs).table().equals(table)
+
+    # it is tried again only on demand, and made again once what the line says is done
+    for failed in (False, True):
+        assert run(jobs, tmp_path, failed=failed)["state"].tolist() == ["failed", "finished", "finished"]
+    (tmp_path / "a" / "manifest.json").unlink()
+    assert run(jobs, tmp_path, failed=True)["state"].tolist() == ["finished"] * 3
+    assert pd.read_parquet(tmp_path / "results.parquet")["job"].unique().tolist() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("sent", SIGNALS)
+@pytest.mark.parametrize("fault", ["a damaged run", "no place for the results"])
+def test_a_signal_is_not_lost_where_results_are_damaged(tmp_path, job, monkeypatch, capsys, sent, fault):
+    file = write(tmp_path / "b.toml", job, "[grid]", "seed = [0, 1, 2]")
+    folder, jobs = read_jobs(file)
+    real = batch.score
+
+    def interrupted(*arguments, **others):
+        if others["config"].seed == 2:
+            os.kill(os.getpid(), sent)
+        return real(*arguments, **others)
+
+    monkeypatch.setattr(batch, "score", interrupted)
+    run(jobs[:1], folder)
+    if fault == "a damaged run":
+        damage(folder / jobs[0].name / "scores.parquet")
+    else:
+        (folder / "results.parquet").unlink()
+        (folder / "results.parquet").mkdir()
+    assert tiny.run("jobs", "run", file, "--allow-code", "--no-progress") == SIGNALS[sent]
+    assert "Traceback" not in capsys.readouterr().err
+    states = Batch(folder, jobs).table()["state"].tolist()
+    if fault == "a damaged run":
+        assert states == ["failed", "finished", "cut short"]
+        assert pd.read_parquet(folder / "results.parquet")["job"].unique().tolist() == [jobs[1].name]
+    else:
+        assert states == ["finished", "finished", "cut short"]
