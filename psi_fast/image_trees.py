@@ -39,6 +39,9 @@ BROKEN = (
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Ways to pack a member that zipfile unpacks with a bound."""
 
+_HIDDEN = (".", "__MACOSX")
+"""How names of files and folders begin that are left out."""
+
 _SPLITS = {"train", "val", "valid", "validation", "test"}
 
 
@@ -72,11 +75,22 @@ class _Folder:
     def __init__(self, root: Path) -> None:
         self._root = root
         self.stamps: dict[str, str] = {}
+        places = {root: root.resolve()}  # of each folder, without links
+        known = dict.fromkeys((places[root], *places[root].parents), root)  # what holds such a place holds its images
         for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_refuse):
             here = Path(folder)
-            for sub in subfolders:
-                if (here / sub).is_symlink() and (here / sub).resolve() in (here.resolve(), *here.resolve().parents):
-                    raise InputError(f"folder link {str(here / sub)!r} leads back to a folder above it; remove it")
+            subfolders[:] = [sub for sub in subfolders if not sub.startswith(_HIDDEN)]
+            for path in (here / sub for sub in subfolders):
+                linked = path.is_symlink()
+                place = path.resolve() if linked else places[here] / path.name
+                if place in known:  # followed, links of links would never end, or end as more than there are files
+                    raise InputError(
+                        f"folder {str(path)!r} holds by a link what {str(known[place])!r} holds as well, so images would "
+                        "count twice; remove the link"
+                    )
+                places[path] = place
+                for own in (place, *place.parents) if linked else (place,):
+                    known.setdefault(own, path)
             for file in files:
                 self.stamps[(here / file).relative_to(root).as_posix()] = file_stamp(here / file)
 
@@ -162,7 +176,7 @@ def open_tree(path: Path) -> ImageTree:
         tree = _Zip(path)
     else:
         raise InputError(f"{str(path)!r} is neither a folder nor a zip; pass a folder or a zip of images")
-    files = [n for n in tree.stamps if not any(p.startswith((".", "__MACOSX")) for p in n.split("/"))]
+    files = [n for n in tree.stamps if not any(p.startswith(_HIDDEN) for p in n.split("/"))]
     images = [n for n in files if PurePosixPath(n).suffix.lower() in EXTENSIONS]
     if not images:
         raise InputError(f"no images in {str(path)!r}: expected files ending in {' '.join(EXTENSIONS)}")

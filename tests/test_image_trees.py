@@ -243,9 +243,41 @@ def test_encrypted_zip_is_refused(tmp_path, image_folder):
     assert "is encrypted" in message(open_images, target)
 
 
-def test_link_back_to_a_parent_is_refused(image_folder):
-    (image_folder / "dog" / "again").symlink_to(image_folder)
-    assert "leads back" in message(open_images, image_folder)
+@pytest.mark.parametrize(
+    "links",
+    [
+        {"dog/again": "."},
+        {"dog/again": ".."},  # in which the folder lies
+        {"cat/loop": "dog", "dog/loop": "cat"},  # each in the other
+        {"fox": "dog"},
+        {"cat/far": "../far", "dog/far": "../far"},
+        {"cat/far": "../far/deep", "dog/far": "../far"},
+    ],
+)
+def test_a_folder_that_links_lead_to_twice_is_refused(image_folder, links):
+    paint(image_folder.parent / "far" / "deep" / "a.png")
+    for name, to in links.items():
+        (image_folder / name).symlink_to(image_folder / to)
+    said = message(open_images, image_folder)
+    assert "images would count twice; remove the link" in said
+    assert any(str(image_folder / name) in said for name in links)
+
+
+def test_links_that_double_at_each_level_are_refused_at_once(image_folder):
+    """Followed, 13 levels would make 4096 folders of the last one, and 40 levels no end."""
+    for level in range(12):
+        for name in ("left", "right"):
+            paint(image_folder / f"at{level}" / "a.png")
+            (image_folder / f"at{level}" / name).symlink_to(image_folder.parent / f"next{level}")
+        (image_folder / f"at{level}").rename(image_folder.parent / (f"next{level - 1}" if level else "top"))
+    paint(image_folder.parent / "next11" / "a.png")
+    assert "images would count twice" in message(open_images, image_folder.parent / "top")
+
+
+def test_links_of_folders_that_are_left_out_do_not_matter(image_folder):
+    (image_folder / ".git").mkdir()
+    (image_folder / ".git" / "again").symlink_to(image_folder)
+    assert len(open_images(image_folder)) == 5
 
 
 def test_linked_class_folders_are_followed(image_folder, tmp_path):
