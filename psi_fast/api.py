@@ -142,7 +142,8 @@ def score(
         streamed=workers is not None,
     )
     about = subject.about(images, max_images, skip_unreadable)
-    if (held := _held(folder, about, bars)) is not None:
+    if folder is not None and (held := _held(folder, about, bars)) is not None:
+        store.clear_finished(folder)
         return held
     with bars.stage("concepts"):
         text, said = subject.concepts(bars)
@@ -182,9 +183,9 @@ def score(
     return scores
 
 
-def _held(folder: Path | None, about: dict[str, Any], bars: Progress) -> Scores | None:
+def _held(folder: Path, about: dict[str, Any], bars: Progress) -> Scores | None:
     """The scores that the folder holds already, if it is this very run."""
-    if folder is None or not store.finished(folder, about):
+    if not store.finished(folder, about):
         return None
     held = store.load(folder)
     bars.say(store.reused(folder, held.manifest))

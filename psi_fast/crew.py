@@ -93,7 +93,9 @@ def merge(folder: Path, *, complete: bool, allow_code: bool, progress: bool) -> 
     """
     path = folder / store.UNFINISHED / JOB
     if (folder / store.MANIFEST).exists():
-        return store.load(folder)
+        held = store.load(folder)
+        store.clear_finished(folder)
+        return held
     if not path.exists():
         raise StoreError(f"{folder} holds no work of array tasks (no {path}); give their --out")
     values = _noted(path)

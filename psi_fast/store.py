@@ -120,6 +120,14 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
+def clear_finished(folder: Path) -> None:
+    """Take away what a finished run went on from, as its process would have if it had not been killed."""
+    if (folder / UNFINISHED).exists():
+        with contextlib.suppress(StoreError), alone(folder):  # whoever is at work there does it by itself
+            if (folder / MANIFEST).exists():
+                shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+
+
 def save(
     folder: Path,
     scores: Scores,

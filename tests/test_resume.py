@@ -13,7 +13,7 @@ import tiny_slow
 import torch
 from forks import forks_of
 
-from psi_fast import embedding, mining, shelf, sight, store
+from psi_fast import crew, embedding, mining, shelf, sight, store
 from psi_fast.errors import StoreError
 from psi_fast.ranking import Ranking
 from psi_fast.shelf import Shelf
@@ -270,6 +270,34 @@ def test_a_run_made_meanwhile_is_not_replaced(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="holds another run"):
         tiny_slow.score(tmp_path / "run", **CASES["labels"])
     assert store.load(tmp_path / "run").manifest == other[0].manifest
+
+
+@pytest.mark.parametrize("ask", ["score", "merge"])
+def test_what_a_run_killed_behind_its_manifest_left_goes_with_the_next(tmp_path, monkeypatch, ask):
+    folder, real = tmp_path / "run", shutil.rmtree
+
+    def killed(path, **given):
+        if path == folder / "unfinished":
+            raise Stopped
+        real(path, **given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(Stopped):
+            tiny_slow.score(folder)
+    before = held(folder)
+    assert any("crops" in name for name in left(folder))
+
+    def again():
+        return tiny_slow.score(folder) if ask == "score" else crew.merge(folder, complete=False, **asked)
+
+    asked = {"allow_code": True, "progress": False}
+    with store.reserved(folder, among=True):  # another process is in it
+        again()
+        assert any("crops" in name for name in left(folder))
+    again()
+    assert left(folder) == ["manifest.json"]
+    assert held(folder) == before
 
 
 def test_rates_count_what_this_run_did(tmp_path):
