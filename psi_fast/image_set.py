@@ -12,8 +12,11 @@ import numpy as np
 from PIL import Image
 
 from psi_fast.errors import InputError
-from psi_fast.image_trees import BROKEN, reason
+from psi_fast.image_trees import reason
 from psi_fast.progress import Progress
+
+PASSED_ON = (InputError, MemoryError)
+"""Errors of reading an image that come through as they are; with any other one, as PIL raises of every kind, it is broken."""
 
 
 class ImageSet:
@@ -79,9 +82,9 @@ class ImageSet:
         name = self.names[index]
         try:
             return self.decode(name)
-        except InputError:
+        except PASSED_ON:
             raise
-        except BROKEN as error:
+        except Exception as error:
             raise InputError(
                 f"cannot decode image {name!r}: {reason(error)}; replace it or pass skip_unreadable=True (--skip-unreadable)"
             ) from error
@@ -137,9 +140,9 @@ def readable(images: ImageSet, progress: Progress) -> ImageSet:
     def problem(name: str) -> str | None:
         try:
             images.decode(name)
-        except InputError:
+        except PASSED_ON:
             raise
-        except BROKEN as error:
+        except Exception as error:
             return reason(error)
         return None
 

@@ -49,7 +49,7 @@ def images() -> dict[str, list[bytes]]:
 
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a picture"
-    packings = ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
+    packings = ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "lzma", "zstd")
     several, tiff = {"save_all": True}, ("I;16", "CMYK", "LAB")
     kinds = {
         "png": [*(("PNG", mode, {}) for mode in ("RGB", "RGBA", "P", "L", "1", "LA", "I;16")), ("PNG", "RGB", several)],
@@ -64,6 +64,7 @@ def images() -> dict[str, list[bytes]]:
     kinds["png"].append(("PNG", "P", {"transparency": 3}))
     kinds["jpg"] += [("JPEG", "RGB", {"progressive": True}), ("JPEG", "RGB", {"exif": exif})]
     kinds["tif"] += [("TIFF", "1", {"compression": "group4"}), ("TIFF", "RGB", several)]
+    kinds["tif"] += [("TIFF", mode, {"big_tiff": True}) for mode in ("RGB", "L", "I;16")]
     kinds["webp"].append(("WEBP", "RGB", {**several, "exif": exif}))
     made = {
         ending: [
@@ -237,6 +238,25 @@ def spoil_png(rng, data):
         return
     put(rng, data, at + 4 + int(rng.integers(4 + max(1, count))))
     data[at + 8 + count : at + 12 + count] = struct.pack(">I", zlib.crc32(data[at + 4 : at + 8 + count]))
+
+
+def spoil_tif(rng, data):
+    """A field of an entry of a TIFF's first directory: its tag, kind, count or value; the kind often another that there is."""
+    order, big = ("<" if data[:2] == b"II" else ">"), bytes(data[2:4]) in (b"+\0", b"\0+")
+    number, pointer, place, first, size = ("Q", "Q", 8, 8, 20) if big else ("H", "I", 4, 2, 12)
+    if len(data) < place + 8:
+        return
+    at = struct.unpack_from(order + pointer, data, place)[0]
+    if at + first > len(data):
+        return
+    count = min(struct.unpack_from(order + number, data, at)[0], (len(data) - at - first) // size)
+    if count < 1:
+        return
+    entry = at + first + size * int(rng.integers(count))
+    if rng.random() < 0.3:
+        data[entry + 2 : entry + 4] = struct.pack(order + "H", rng.integers(1, 19))
+    else:
+        put(rng, data, entry + int(rng.integers(size)))
 
 
 def spoil_head(rng, data):

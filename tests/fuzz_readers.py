@@ -36,7 +36,7 @@ def make(reader: str) -> list[tuple[str, bytes, list[bytes], object]]:
     """Valid files of a reader: the ending of the name, the bytes, those of others, and what spoils such a structure."""
     if reader == "image":
         every = [held for kind in fuzz_inputs.images().values() for held in kind]
-        ways = {"png": fuzz_inputs.spoil_png}
+        ways = {"png": fuzz_inputs.spoil_png, "tif": fuzz_inputs.spoil_tif}
         endings = {"gif": "png", "jp2": "png"}  # found by their content alone
         return [
             (endings.get(ending, ending), held, every, ways.get(ending, fuzz_inputs.spoil_head))

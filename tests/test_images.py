@@ -1,6 +1,8 @@
 """Decoding, fingerprints and subsets."""
 
+import io
 import os
+import struct
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,9 +10,10 @@ import pytest
 from image_helpers import message, pack, paint
 from PIL import Image
 
-from psi_fast.errors import ConfigError
-from psi_fast.image_set import ImageSet
+from psi_fast.errors import ConfigError, InputError
+from psi_fast.image_set import ImageSet, readable
 from psi_fast.images import open_images
+from psi_fast.progress import Progress
 
 # ---- pixels
 
@@ -43,6 +46,32 @@ def test_float_pixels_are_refused(tmp_path):
     said = message(open_images(tmp_path).load, 0)
     assert "'a.tif'" in said
     assert "8 or 16 bits" in said
+
+
+def test_whatever_an_image_makes_its_decoder_raise_the_image_is_broken(tmp_path):
+    """Places of the strips as a kind of number that holds no place: PIL raises a TypeError."""
+    paint(tmp_path / "a.png")
+    picture = io.BytesIO()
+    Image.new("RGB", (24, 17)).save(picture, "TIFF", big_tiff=True)
+    held = picture.getvalue()
+    places, fractions = struct.pack("<HH", 273, 4), struct.pack("<HH", 273, 5)
+    assert held.count(places) == 1
+    (tmp_path / "b.tif").write_bytes(held.replace(places, fractions))
+    images = open_images(tmp_path)
+    assert "cannot decode image 'b.tif': 'IFDRational' object" in message(images.load, 1)
+    assert open_images(tmp_path, skip_unreadable=True).warnings == ["skipped 1 unreadable image: b.tif"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), InputError("the shard has changed")])
+def test_what_is_no_fault_of_an_image_comes_through(error):
+    def read(name):
+        raise error
+
+    images = ImageSet(["a"], read, [""])
+    for call in (lambda: images.load(0), lambda: readable(images, Progress(shown=False))):
+        with pytest.raises(type(error)) as caught:
+            call()
+        assert caught.value is error
 
 
 def test_threads_read_a_zip_right(tmp_path):
