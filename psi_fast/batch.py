@@ -95,8 +95,8 @@ class Batch:
 
         For whoever has the batch's folder alone: a job that an earlier process left running was cut short.
         """
-        for place in (self.folder / RECORDS, self.folder / store.SHARED):
-            store.sweep(place)
+        store.sweep(self.folder / RECORDS)
+        store.sweep_shared(self.folder / store.SHARED)  # a run with `share` may be writing there
         for job in self.jobs:
             if (found := self._read(job)) is not None and found.state == "running":
                 self._write(job, replace(found, state="cut short"))

@@ -120,6 +120,14 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
+def sweep_shared(folder: Path) -> None:
+    """Take away the temporary files of processes that were killed long ago, from a folder that others may write to now."""
+    for left in folder.glob(TEMPORARY + "*"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            if time.time() - left.stat().st_mtime > FORGOTTEN:
+                left.unlink()
+
+
 def clear_finished(folder: Path) -> None:
     """Take away what a finished run went on from, as its process would have if it had not been killed."""
     if (folder / UNFINISHED).exists():
@@ -274,10 +282,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 def write_shared(path: Path, write: Callable[[Path], Any]) -> None:
     """As `write_whole`, to a folder that many processes write to: made where needed, rid of what killed ones left long ago."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(TEMPORARY + "*"):
-        with contextlib.suppress(OSError):  # gone meanwhile
-            if time.time() - left.stat().st_mtime > FORGOTTEN:
-                left.unlink()
+    sweep_shared(path.parent)
     write_whole(path, write)
 
 

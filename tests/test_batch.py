@@ -260,6 +260,7 @@ def test_a_killed_batch_gives_up_its_folder_and_goes_on(stuck, counted):
     assert own.table()["state"].tolist() == ["finished", "running"]  # and its record is as it was
 
     (out / "shared" / ".psi-fast-1-x").write_bytes(b"half")
+    os.utime(out / "shared" / ".psi-fast-1-x", (0, 0))
     (out / "records" / ".psi-fast-1-x").write_bytes(b"half")
     child.send_signal(signal.SIGKILL)
     child.wait()

@@ -6,11 +6,13 @@ import signal
 import pandas as pd
 import pytest
 import tiny
+import torch
 from test_batch import JOB, run, write
 
-from psi_fast import batch, store
+from psi_fast import batch, shelf, store
 from psi_fast.batch import Batch
 from psi_fast.jobs import read_jobs
+from psi_fast.shelf import Shelf
 
 SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
@@ -78,3 +80,25 @@ def test_a_signal_is_not_lost_where_results_are_damaged(tmp_path, job, monkeypat
         assert pd.read_parquet(folder / "results.parquet")["job"].unique().tolist() == [jobs[1].name]
     else:
         assert states == ["finished", "finished", "cut short"]
+
+
+def test_a_run_that_writes_to_the_folder_a_batch_shares_is_not_disturbed(tmp_path, job, monkeypatch):
+    """The batch begins when the run has a file half written; what nobody has touched for a day goes."""
+    share, real = tmp_path / "shared", store.write_shared
+    share.mkdir()
+    own = Batch(tmp_path, [job])
+
+    def meanwhile(path, write):
+        def both(place):
+            write(place)
+            old = share / ".psi-fast-1-x"
+            old.write_bytes(b"half")
+            os.utime(old, (0, 0))
+            own.begin()
+            assert not old.exists()
+
+        real(path, both)
+
+    monkeypatch.setattr(shelf, "write_shared", meanwhile)
+    Shelf(share).keep("tops", 1, {"x": torch.arange(3)})
+    assert torch.equal(Shelf(share).find("tops", 1)["x"], torch.arange(3))
