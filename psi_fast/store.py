@@ -87,21 +87,21 @@ def reserved(folder: Path, *, among: bool = False) -> Generator[None]:
     """
     made = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
-        with _writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with alone(folder, among=among):
+        with contextlib.ExitStack() as held:
             with _writing(folder):
+                held.enter_context(alone(folder, among=among))
                 if not among:
                     sweep(folder)
                 write_whole(folder / f"{TEMPORARY}probe", lambda path: path.write_bytes(b""))
                 (folder / f"{TEMPORARY}probe").unlink(missing_ok=True)
             yield
     except BaseException:
-        with contextlib.suppress(OSError):  # rmdir refuses a folder that holds something
-            if made and (folder / UNFINISHED).is_dir():
-                (folder / UNFINISHED).rmdir()
-            for path in made:
-                path.rmdir()
+        if made:
+            with contextlib.suppress(OSError), alone(folder):  # another process may be at work in it by now
+                if (folder / UNFINISHED).is_dir():
+                    (folder / UNFINISHED).rmdir()  # which refuses a folder that holds something
+                for path in made:
+                    path.rmdir()
         raise
 
 
@@ -110,6 +110,8 @@ def _writing(folder: Path) -> Generator[None]:
     """A StoreError where the folder cannot be written."""
     try:
         yield
+    except StoreError:
+        raise
     except OSError as error:
         raise StoreError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
 
