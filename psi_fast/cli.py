@@ -18,7 +18,7 @@ from psi_fast.environment import keep_freed_memory
 from psi_fast.errors import ConfigError, ModelError, PsiFastError, nearest
 from psi_fast.flags import read_flags
 from psi_fast.job import Job, check_values
-from psi_fast.progress import tell
+from psi_fast.progress import tell, unhindered
 from psi_fast.stopping import EXIT_CODE, Stopped, stoppable
 from psi_fast.workers import OthersMissing
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif arguments[:1] == ["score"]:
             arguments = _with_defaults(arguments)
         command = read_flags(commands, arguments, prog=prog, about=about)
-        with stoppable():
+        with stoppable(), unhindered():
             command()
     except OthersMissing as done:  # a task of an array has done its share
         tell(f"psi-fast: {done}")

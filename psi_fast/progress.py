@@ -1,10 +1,11 @@
 """Progress: bars with rates on a terminal, a plain line a stage elsewhere."""
 
+import io
 import select
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any
 
 from tqdm import tqdm
@@ -12,7 +13,7 @@ from tqdm import tqdm
 from psi_fast.stopping import stop_if_asked
 
 PIECE = 1024
-"""Characters written at once: a pipe that takes anything takes that."""
+"""Characters, or bytes, written at once: a pipe that takes anything takes that."""
 
 
 def tell(line: str) -> None:
@@ -20,19 +21,46 @@ def tell(line: str) -> None:
     text = f"{line}\n"
     with suppress(OSError, ValueError):  # closed
         for start in range(0, len(text), PIECE):
-            if sys.stderr is None or not _takes_more():
+            if sys.stderr is None or not _takes_more(sys.stderr):
                 return
             sys.stderr.write(text[start : start + PIECE])
             sys.stderr.flush()
 
 
-def _takes_more() -> bool:
-    """Whether a write to stderr ends at once."""
+@contextmanager
+def unhindered() -> Iterator[None]:
+    """Within, what Python writes to stderr, such as warnings and logs, is dropped where it would have to wait."""
+    try:
+        file = _Dropping(sys.stderr.fileno(), "w", closefd=False)
+    except (AttributeError, OSError, ValueError):  # there is none, or it is no file
+        yield
+        return
+    stream = io.TextIOWrapper(io.BufferedWriter(file), sys.stderr.encoding, "backslashreplace", line_buffering=True)
+    with redirect_stderr(stream):
+        try:
+            yield
+        finally:
+            stream.flush()  # not closed: a handler of logs may keep it
+
+
+class _Dropping(io.FileIO):
+    """A file that takes everything, and drops what it would have to wait for."""
+
+    def write(self, held: Any, /) -> int:
+        rest = memoryview(held)
+        with suppress(OSError):  # closed
+            while rest and _takes_more(self):
+                rest = rest[super().write(rest[:PIECE]) or len(rest) :]
+        return len(held)
+
+
+def _takes_more(stream: Any) -> bool:
+    """Whether a write to the stream ends at once."""
     if not hasattr(select, "poll"):
         return True
     poll = select.poll()
     try:
-        poll.register(sys.stderr.fileno(), select.POLLOUT)
+        poll.register(stream.fileno(), select.POLLOUT)
     except OSError:  # no file, as in a notebook
         return True
     return bool(poll.poll(0))

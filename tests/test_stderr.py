@@ -58,11 +58,25 @@ def test_a_full_pipe_holds_no_run_up(tmp_path, pictures, pipe):
     assert set(os.read(pipe[0], 10**6)) == {ord("x")}
 
 
+def test_what_packages_say_holds_no_run_up(tmp_path, pictures, pipe):
+    fill(pipe[1])
+    assert command(pictures, tmp_path / "run", pipe[1], network="tiny_raising:talking") == 0
+    assert len(psi_fast.load(tmp_path / "run").table) == 6
+    assert set(os.read(pipe[0], 10**6)) == {ord("x")}
+
+
 def test_a_pipe_whose_reader_is_gone_ends_no_run(tmp_path, pictures):
     reader, writer = os.pipe()
     os.close(reader)
     assert command(pictures, tmp_path / "run", writer) == 0
     assert len(psi_fast.load(tmp_path / "run").table) == 6
+    os.close(writer)
+
+
+def test_what_packages_say_to_nobody_ends_no_run(tmp_path, pictures):
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert command(pictures, tmp_path / "run", writer, network="tiny_raising:talking") == 0
     os.close(writer)
 
 
@@ -89,3 +103,16 @@ def test_lines_are_dropped_while_the_pipe_is_full_and_told_again_later(pipe, mon
         assert os.read(pipe[0], 100) == b"after\n"
         bars.say("a long line " * 1000)
         assert 0 < len(os.read(pipe[0], 10**6)) <= 4096
+
+
+def test_what_packages_say_is_read_where_somebody_reads(pipe, monkeypatch):
+    with open(os.dup(pipe[1]), "w", encoding="ascii") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with progress.unhindered():
+            sys.stderr.write("net.py:7: too \u2192 warm\n")
+            assert os.read(pipe[0], 100) == b"net.py:7: too \\u2192 warm\n"
+            sys.stderr.write("lost " * 10_000)
+            assert 0 < len(os.read(pipe[0], 10**6)) <= 4096
+            progress.tell("and after")
+            assert os.read(pipe[0], 100) == b"and after\n"
+        assert sys.stderr is stream

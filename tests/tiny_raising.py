@@ -1,4 +1,8 @@
-"""A network that raises in the middle of a run; importable as the spec `tiny_raising:late`."""
+"""Networks that raise, or talk, in the middle of a run; importable as the specs `tiny_raising:late` and `:talking`."""
+
+import logging
+import sys
+import warnings
 
 import tiny
 from torch import nn
@@ -23,3 +27,17 @@ class Late(nn.Module):
 
 def late():
     return tiny.conv_network(nn.ReLU(), nn.Sequential(Late()), nn.ReLU())
+
+
+class Talking(nn.Module):
+    """Says at each batch, in every way that packages do, that something is out of order."""
+
+    def forward(self, x):
+        warnings.warn(f"a batch of mean {x.mean()}", stacklevel=1)
+        logging.getLogger("somebody").warning("a batch of %d", len(x))
+        sys.stderr.write("a batch " * 10_000)
+        return x
+
+
+def talking():
+    return tiny.conv_network(nn.ReLU(), nn.Sequential(Talking()), nn.ReLU())
