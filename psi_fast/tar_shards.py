@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from io import BufferedReader
 from itertools import groupby
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
 
+from psi_fast.checkpoints import one_line
 from psi_fast.errors import InputError, nearest
 from psi_fast.image_files import open_image, require_size
 from psi_fast.image_set import ImageSet
@@ -31,6 +33,8 @@ ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".
 CLASS_LISTS = ("classes.txt", "classnames.txt")
 """Files beside the shards that name the classes, a line each, in the order of their numbers."""
 MAX_SHARDS = 1_000_000
+DIGITS = 18
+"""Of a number in a pattern at most."""
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://|pipe:", re.IGNORECASE)
 _COMPRESSIONS = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 _META = re.compile(r"__[^/]*__(/|$)")  # members that describe the shard, which WebDataset skips
@@ -42,9 +46,8 @@ _DAMAGED = (*BROKEN, tarfile.TarError, IndexError, MemoryError, RecursionError)
 
 def names_shards(source: str) -> bool:
     """Whether `source` is a tar file, a pattern of such, a folder that holds only shards, or an address of something remote."""
-    path = Path(source)
-    if path.is_dir():
-        return _only_shards(path)
+    if os.path.isdir(source):  # Path.is_dir raises on a pattern that is longer than a file's name can be
+        return _only_shards(Path(source))
     return _REMOTE.match(source) is not None or source.lower().endswith(ENDINGS)
 
 
@@ -154,14 +157,14 @@ def _paths(source: str) -> list[Path]:
             f"{source!r} is remote, and images are read from local or mounted paths; download the shards or mount their store"
         )
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(source):
         held = sorted(path.iterdir())
         paths = [shard for shard in held if shard.name.lower().endswith(ENDINGS) and not shard.name.startswith(".")]
-    elif path.exists() or "{" not in source:
+    elif "{" not in source or os.path.exists(source):
         paths = [path]
     else:
         paths = [Path(name) for name in _expanded(source)]
-    missing = [path for path in paths if not path.is_file()]
+    missing = [path for path in paths if not os.path.isfile(path)]
     if missing and len(paths) == 1:
         siblings = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         raise InputError(f"no shard at {str(missing[0])!r}{nearest(missing[0].name, siblings)}; check the path")
@@ -182,15 +185,42 @@ def _expanded(pattern: str) -> list[str]:
             f'the pattern {pattern!r} needs the package braceexpand (pip install "psi-fast[webdataset]"); '
             "a folder of shards does without"
         )
-    ranges = re.findall(r"(-?\d{1,18})\.\.(-?\d{1,18})", pattern)
-    if math.prod(abs(int(last) - int(first)) + 1 for first, last in ranges) > MAX_SHARDS:
-        raise InputError(f"{pattern!r} stands for more than {MAX_SHARDS:,} shards; check its range")
+    package = importlib.import_module("braceexpand")
     try:
-        return list(importlib.import_module("braceexpand").braceexpand(pattern, escape=False))
-    except ValueError as error:
+        count = _count(package, pattern)
+        if count <= MAX_SHARDS:
+            return list(package.braceexpand(pattern, escape=False))
+    except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{pattern!r} is no pattern of shards ({reason(error)}); expected shard-{{000..099}}.tar"
+            f"{pattern!r:.200} is no pattern of shards ({one_line(error)}); expected shard-{{000..099}}.tar"
         ) from error
+    raise InputError(f"{pattern!r:.200} stands for more than {MAX_SHARDS:,} shards; check what is in its braces")
+
+
+def _count(package: ModuleType, pattern: str) -> int:
+    """How many names a pattern stands for, at most; to expand one of ten braces more takes a thousand times as long."""
+    levels, begun = (
+        [[0, 1]],
+        [],
+    )  # names of the alternatives before and of the one at hand, for each brace not closed yet
+    for at, letter in enumerate(pattern):
+        if letter == "{":
+            levels.append([0, 1])
+            begun.append(at + 1)
+        elif letter == "," and begun:
+            levels[-1] = [sum(levels[-1]), 1]
+        elif letter == "}" and begun:
+            inside, names = pattern[begun.pop() : at], sum(levels.pop())
+            if found := package.int_range_re.match(inside):
+                if max(map(len, found.groups(""))) > DIGITS:
+                    raise ValueError(f"a number of more than {DIGITS} digits")
+                first, last, step = found.groups("1")
+                names = abs(int(last) - int(first)) // max(1, int(step)) + 1
+            elif found := package.char_range_re.match(inside):
+                first, last = (package.alphabet.index(found[own]) for own in (1, 2))
+                names = abs(last - first) // max(1, int(found[3] or 1)) + 1
+            levels[-1][1] *= names
+    return math.prod(map(sum, levels))
 
 
 def _index(path: Path) -> _Shard:
