@@ -1,6 +1,7 @@
 """Workers as the command line names them: those of Ray, and the tasks of an array with what merges them."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from psi_fast.environment import pick_device
 from psi_fast.errors import ConfigError, StoreError
 from psi_fast.job import Job, check_input
 from psi_fast.jobs import name_jobs, require_trust
+from psi_fast.locks import lock
 from psi_fast.progress import tell
 from psi_fast.scores import Scores
 from psi_fast.workers import ArrayTask, Merging, OthersMissing, Workers
@@ -69,17 +71,12 @@ def run_task(job: Job, text: str) -> Scores:
             "on a CPU each task of an array would choose a precision of its own; name one for all, such as --precision float32"
         )
     path, values = job.out / store.UNFINISHED / JOB, _values(job)
-    if path.exists() and _noted(path) != values:
-        raise StoreError(f"{path} is of another job; choose another folder (--out), or remove {path.parent}")
+    _require_same(path, values)
     first, others = job.arguments()
     try:
         return score(*first, **others, workers=task)
     except OthersMissing:  # so all inputs are sound
-        text = json.dumps(values, indent=2) + "\n"
-        try:
-            store.write_shared(path, lambda place: place.write_text(text, encoding="utf-8"))
-        except OSError as error:
-            raise StoreError(f"cannot write {path}: {error.strerror or error}; free some room") from error
+        _note(path, values)
         raise
 
 
@@ -118,6 +115,29 @@ def _values(job: Job) -> dict[str, Any]:
     inputs = {name: getattr(job, name) for name in Job.inputs() if name not in ("out", "progress")}
     values = {name: value for name, value in inputs.items() if value is not None} | job.settings.to_dict()
     return json.loads(json.dumps(values))
+
+
+def _require_same(path: Path, values: dict[str, Any]) -> None:
+    if path.exists() and _noted(path) != values:
+        raise StoreError(f"{path} is of another job; choose another folder (--out), or remove {path.parent}")
+
+
+def _note(path: Path, values: dict[str, Any]) -> None:
+    """Write down what the tasks work on, where no task of another job has done so meanwhile."""
+    text = json.dumps(values, indent=2) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = lock(path.parent, wait=True)
+        try:
+            _require_same(path, values)
+            store.write_shared(path, lambda place: place.write_text(text, encoding="utf-8"))
+        finally:
+            if held is not None:
+                os.close(held)
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}; free some room") from error
 
 
 def _noted(path: Path) -> dict[str, Any]:

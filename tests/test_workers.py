@@ -11,12 +11,12 @@ import tiny_slow
 import torch
 from test_tar_shards import sample, write_shards
 
-from psi_fast import mining, store
+from psi_fast import crew, mining, store
 from psi_fast.activation_tap import ActivationTap
 from psi_fast.errors import ConfigError, StoreError
 from psi_fast.image_stream import open_stream
 from psi_fast.images import open_images
-from psi_fast.locks import alone
+from psi_fast.locks import alone, locked
 from psi_fast.mining import PARTS, image_parts
 from psi_fast.workers import ArrayTask, Here, Merging, OthersMissing, part_size
 
@@ -188,3 +188,25 @@ class TestCommand:
         (out / "unfinished" / "job.json").write_text(json.dumps({"network": 3}))
         assert tiny.run("merge", out) == 2
         assert "job.json" in capsys.readouterr().err
+
+    def test_of_tasks_of_two_jobs_at_once_one_is_refused(self, tmp_path, flags, capsys, monkeypatch):
+        """The other ends its share between the first one's look at the job's file and its end; notes wait for each other."""
+        out, real, other = tmp_path / "run", crew.score, []
+        note = out / "unfinished" / "job.json"
+
+        def score(*arguments, **others):
+            monkeypatch.setattr(crew, "score", real)
+            other.append(tiny.run("score", *flags, "--out", out, "--seed", "7", "--array-task", "1/2"))
+            return real(*arguments, **others)
+
+        monkeypatch.setattr(crew, "score", score)
+        assert tiny.run("score", *flags, "--out", out, "--array-task", "1/2") == 2
+        assert other == [0]
+        assert f"{note} is of another job" in capsys.readouterr().err
+        assert json.loads(note.read_text())["seed"] == 7
+
+        whole, seen = store.write_shared, []
+        monkeypatch.setattr(store, "write_shared", lambda *given: seen.append(locked(note.parent)) or whole(*given))
+        assert tiny.run("score", *flags, "--out", out, "--seed", "7", "--array-task", "2/2") == 0
+        assert seen == [True]
+        assert not locked(note.parent)
