@@ -84,7 +84,7 @@ def shelved_crops(
     }
     kind = f"crops-{fingerprint(about)[:12]}"
     held: dict[bytes, torch.Tensor] = {}
-    for found in shelf.all_tensors(kind) if shelf else ():
+    for found in shelf.all_tensors(kind, ("crops", "rows")) if shelf else ():
         held |= zip(map(bytes, _keys(found["crops"].numpy())), found["rows"], strict=True)
     wanted = [bytes(key) for key in _keys(crops)]
     missing = np.array([key not in held for key in wanted])

@@ -80,7 +80,8 @@ def spread_nulls(
                 result.setdefault(name, own.new_empty(count, *own.shape[1:]))[rows] = own
         done[rows] = True
 
-    for found in shelf.all_tensors(kind) if shelf else ():
+    names = ("rows", *(f"{name} {part}" for name in observed for part in ("mean", "sd", "p")))
+    for found in shelf.all_tensors(kind, names) if shelf else ():
         put(found)
     task = _Task(patches, arrays, config, keep, device)
     with progress.bar(DRAWS, count * config.draws, "draw", int(done.sum()) * config.draws) as bar:

@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,13 @@ class Shelf:
         """Size of all that lies there."""
         return sum(path.stat().st_size for path in self.folder.glob("*")) if self.folder.is_dir() else 0
 
-    def all_tensors(self, kind: str) -> Iterator[dict[str, torch.Tensor]]:
-        """The tensors of every whole file of that kind."""
+    def all_tensors(self, kind: str, names: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
+        """The tensors of every whole file of that kind that holds those names, all its tensors with as many rows."""
         for path in sorted(self.folder.glob(f"{kind}-*.safetensors")):
             found = _read(path)
-            if found is not None:
+            if found is None or not set(names) <= set(found):
+                continue
+            if all(own.ndim for own in found.values()) and len({len(own) for own in found.values()}) == 1:
                 yield found
 
     def table(self, kind: str, about: Any, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import tiny
 import tiny_slow
 import torch
 from forks import forks_of
+from safetensors.torch import load_file, save_file
 
 from psi_fast import crew, embedding, mining, shelf, sight, store
 from psi_fast.errors import StoreError
@@ -184,6 +185,33 @@ def test_a_broken_shared_file_is_made_again(tmp_path, monkeypatch, kind, harm):
     assert bool(seen) == (kind == "tops")
     assert encoder.encoded == (16 if kind == "crops" else 0)
     assert shelf._read(path) is not None
+
+
+@pytest.mark.parametrize("kind", ["crops", "nulls"])
+@pytest.mark.parametrize("change", ["other names", "a name less", "fewer rows", "no rows"])
+def test_a_file_of_other_content_is_as_if_it_was_not_there(tmp_path, monkeypatch, kind, change):
+    """With a checksum that is right, as of a file that others have put there."""
+
+    def killed(*_):
+        raise Stopped
+
+    tiny_slow.score(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "save", killed)
+        with pytest.raises(Stopped):
+            tiny_slow.score(tmp_path / "cut")
+    path = next((tmp_path / "cut" / "unfinished").glob(f"{kind}-*.safetensors"))
+    own = load_file(path)
+    less = "rows" if kind == "crops" else "Q sd"
+    other = {
+        "other names": {"x": torch.zeros(3)},
+        "a name less": {name: tensor for name, tensor in own.items() if name != less},
+        "fewer rows": own | {less: own[less][1:].clone()},
+        "no rows": own | {less: torch.tensor(1.0)},
+    }[change]
+    save_file(other, path, {"sha256": shelf.content(other)})
+    tiny_slow.score(tmp_path / "cut")
+    assert held(tmp_path / "cut") == held(tmp_path / "whole")
 
 
 def test_an_encoder_that_leaves_half_precision_in_the_middle_ends_in_the_same_bytes(tmp_path, monkeypatch):
