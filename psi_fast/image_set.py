@@ -4,8 +4,9 @@ import copy
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from psi_fast.errors import InputError
 from psi_fast.image_trees import reason
 from psi_fast.progress import Progress
 
+CHECKING = "checking"
+"""Title of the bar while images that cannot be decoded are looked for."""
 PASSED_ON = (InputError, MemoryError)
 """Errors of reading an image that come through as they are; with any other one, as PIL raises of every kind, it is broken."""
 
@@ -79,24 +82,24 @@ class ImageSet:
         InputError
             The image cannot be decoded, or exceeds PIL's limit against decompression bombs.
         """
-        name = self.names[index]
-        try:
-            return self.decode(name)
-        except PASSED_ON:
-            raise
-        except Exception as error:
-            raise InputError(
-                f"cannot decode image {name!r}: {reason(error)}; replace it or pass skip_unreadable=True (--skip-unreadable)"
-            ) from error
+        with _named(self.names[index]):
+            return self.decode(self.names[index])
 
     def decode(self, name: str) -> Image.Image:
         """The image called `name` in mode RGB; PIL's and the file system's errors come through as they are."""
         return to_rgb(self._read(name))
 
     def stored_bytes(self, index: int) -> int | None:
-        """Bytes that the image at `index` has as a file or as a member of one; None where it was not read from bytes."""
-        file = getattr(self._read(self.names[index]), "fp", None)
-        return None if file is None else file.seek(0, os.SEEK_END)
+        """Bytes that the image at `index` has as a file or as a member of one; None where it was not read from bytes.
+
+        Raises
+        ------
+        InputError
+            The image cannot be read.
+        """
+        with _named(self.names[index]):
+            file = getattr(self._read(self.names[index]), "fp", None)
+            return None if file is None else file.seek(0, os.SEEK_END)
 
     def entry_bytes(self, index: int) -> int:
         """Bytes of memory that the name and the stamp of the image at `index` take."""
@@ -134,6 +137,19 @@ class ImageSet:
         return digest.hexdigest()
 
 
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Within, whatever is wrong with an image is one line with its name."""
+    try:
+        yield
+    except PASSED_ON:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"cannot decode image {name!r}: {reason(error)}; replace it or pass skip_unreadable=True (--skip-unreadable)"
+        ) from error
+
+
 def readable(images: ImageSet, progress: Progress) -> ImageSet:
     """`images` without those that cannot be decoded."""
 
@@ -146,7 +162,7 @@ def readable(images: ImageSet, progress: Progress) -> ImageSet:
             return reason(error)
         return None
 
-    with ThreadPoolExecutor(max_workers=4) as pool, progress.bar("checking", len(images), "img") as bar:
+    with ThreadPoolExecutor(max_workers=4) as pool, progress.bar(CHECKING, len(images), "img") as bar:
         problems = []
         for found in pool.map(problem, images.names):
             problems.append(found)

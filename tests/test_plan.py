@@ -180,6 +180,12 @@ def test_a_floor_is_work_over_the_published_peak_and_is_called_one():
 
 BAD = {
     "a negative count": ({"images_count": -5}, ConfigError, "images_count must be a whole number of at least 12"),
+    "too many images": ({"images_count": 1e300}, ConfigError, "images_count must be a whole number of at most 1e+15"),
+    "a wire too narrow": (
+        {"wire_gbit": 1e-300},
+        ConfigError,
+        "wire_gbit must be a number from 1e-15 to 1e+15, got 1e-300",
+    ),
     "half an image": ({"images_count": 100.5}, ConfigError, "whole number of at least 12 (top_k is 12), got 100.5"),
     "no count": ({"images_count": []}, ConfigError, "got none"),
     "no worker": ({"workers": [1, 0]}, ConfigError, "workers must be a whole number of at least 1, got 0"),

@@ -14,7 +14,7 @@ from psi_fast.errors import ConfigError, StoreError
 from psi_fast.planning.costs import IMAGE_PARTS, STAGES, Cost, Sizes, costs, disk_bytes
 from psi_fast.planning.distinct import distinct_crops_of
 from psi_fast.planning.memory import device_bytes, host_bytes, mapped_bytes
-from psi_fast.planning.rates import Peak, Rates, floor_seconds
+from psi_fast.planning.rates import LARGEST, Peak, Rates, floor_seconds
 from psi_fast.planning.workload import Workload
 
 BITS = 1e9 / 8
@@ -203,7 +203,7 @@ def _assumed(work: Workload, rates: Rates | None, terms: Terms, table: pd.DataFr
 
 
 def whole(name: str, values: Any, low: int, why: str = "") -> list[int]:
-    """The values, one or several, as whole numbers of at least `low`; 1e6 is one."""
+    """The values, one or several, as whole numbers from `low` to LARGEST; 1e6 is one."""
     given = list(values) if isinstance(values, (list, tuple)) else [values]
     if not given:
         raise ConfigError(f"{name} must be one or more whole numbers, got none")
@@ -215,15 +215,19 @@ def whole(name: str, values: Any, low: int, why: str = "") -> list[int]:
                 if number
                 else f"{name} must be a whole number of at least {low}{why}, got {value!r}"
             )
+        if value > LARGEST:
+            raise ConfigError(f"{name} must be a whole number of at most {LARGEST:g}, got {value:g}")
     return [int(value) for value in given]
 
 
 def positive(name: str, value: Any, unit: float = 1.0) -> float | None:
-    """A finite number above 0 times its unit, or None."""
+    """A number above 0, within what can be reckoned with, times its unit; or None."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
         raise ConfigError(f"{name} must be a number above 0, got {value!r}")
+    if not 1 / LARGEST <= value <= LARGEST:
+        raise ConfigError(f"{name} must be a number from {1 / LARGEST:g} to {LARGEST:g}, got {value!r}")
     return value * unit
 
 

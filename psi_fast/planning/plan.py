@@ -1,5 +1,6 @@
 """plan(): what a run would take, before it is begun."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +18,7 @@ from psi_fast.encoders.text_head import TextHead, load_text_head
 from psi_fast.environment import pick_backend, pick_device
 from psi_fast.errors import ConfigError, InputError
 from psi_fast.image_bank import side_for
-from psi_fast.image_set import ImageSet
+from psi_fast.image_set import CHECKING, ImageSet
 from psi_fast.image_stream import STREAM
 from psi_fast.images import open_images
 from psi_fast.networks import Network, load_network
@@ -137,7 +138,9 @@ def plan(
     source: ImageSet | None = None
     if images is not None:
         with watch.stage("open images"), bars.stage("open images"):
-            source = open_images(images, seed=config.seed, progress=bars)
+            source = open_images(images, seed=config.seed, skip_unreadable=skip_unreadable, progress=bars)
+        if (begun := bars.begun.get(CHECKING)) is not None:  # costs count what follows as decoding
+            watch.add("open images", begun[0] - time.perf_counter(), begun[1] - time.process_time())
     with bars.stage("count operations"):
         work = parts.workload(source, image_bytes, classes, bank, bank_side, skip_unreadable)
     if isinstance(rates, Rates):

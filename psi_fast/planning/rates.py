@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from psi_fast.scores import Scores
 
 SAME = ("network", "layers", "encoder", "patch", "per_image", "band", "precision", "rotation", "text_null", "bank")
 """What a rate depends on in ways that no formula knows; sizes such as top_k or draws are in the formulas."""
+
+
+LARGEST = 1e15
+"""Number in a file of rates, and among what a plan is made for; what larger ones come to would be infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +90,12 @@ def read_rates(path: str | Path, work: Workload) -> Rates:
     path = require_rates(path)
     try:
         if path.name == store.MANIFEST:
-            found = _from_run(store.load(path.parent), path.parent, work)
+            found = _require_sound(_from_run(store.load(path.parent), path.parent, work))
         else:
-            found = _from_plan(json.loads(path.read_text(encoding="utf-8")))
+            found = _require_sound(_from_plan(json.loads(path.read_text(encoding="utf-8"))))
     except PsiFastError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise InputError(
             f"{path} holds no rates ({one_line(error)}); expected a finished run's folder or its manifest.json, or a file of "
             "`psi-fast plan --json`"
@@ -117,18 +122,35 @@ def require_rates(path: str | Path) -> Path:
     return file
 
 
-def _from_plan(held: Mapping[str, Any]) -> Rates:
-    given = dict(held.get("rates") or held)
-    given["distinct"] = tuple((float(share), float(crops)) for share, crops in given.get("distinct", ()))
-    rates = Rates(**given)
+def _from_plan(held: Any) -> Rates:
+    given = held.get("rates", held) if isinstance(held, dict) else held
+    if not isinstance(given, dict):
+        raise ValueError(f"they are a {type(given).__name__}, no dict")
+    given["distinct"] = tuple((share, crops) for share, crops in given.get("distinct", ()))
+    return Rates(**given)
+
+
+def _require_sound(rates: Rates) -> Rates:
+    """The rates, of which every field is of its kind; ValueError where one is not."""
+    kinds = {"source": str, "device": dict, "about": dict, "seconds": dict}
+    for name, kind in kinds.items():
+        if not isinstance(found := getattr(rates, name), kind):
+            raise ValueError(f"{name} is a {type(found).__name__}, no {kind.__name__}")
+    if not isinstance(rates.device.get("type"), str):
+        raise ValueError("device has no type")
     numbers = [
         *rates.seconds.values(),
         rates.pool_seconds,
         rates.host_bytes,
-        *(x for pair in rates.distinct for x in pair),
+        *(own for pair in rates.distinct for own in pair),
     ]
-    if not all(isinstance(own, (int, float)) and math.isfinite(own) and own >= 0 for own in numbers):
-        raise ValueError("a rate is no number of at least 0")
+    if not all(type(own) in (int, float) and 0 <= own <= LARGEST for own in numbers):
+        raise ValueError(f"a rate is no number of at least 0 and at most {LARGEST:g}")
+    if any(share < 1 / LARGEST or not crops for share, crops in rates.distinct):
+        raise ValueError("a share or number of distinct crops is 0")
+    logs = [math.log(share) for share, _ in rates.distinct]  # between which crops are interpolated
+    if any(after <= before for before, after in pairwise(logs)):
+        raise ValueError("the shares of distinct crops do not ascend")
     return rates
 
 

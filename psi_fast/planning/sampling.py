@@ -23,7 +23,7 @@ from psi_fast.planning.distinct import Curve, distinct_curve
 from psi_fast.planning.memory import host_bytes
 from psi_fast.planning.rates import Rates, about
 from psi_fast.planning.workload import LayerSize, Workload
-from psi_fast.progress import Progress
+from psi_fast.progress import Bar, Progress
 from psi_fast.results import Bank, PatchEmbeddings, TopPatches
 from psi_fast.store import write_whole
 from psi_fast.subject import Subject
@@ -58,14 +58,21 @@ class Stopwatch:
 
 
 class TimedProgress(Progress):
-    """Progress that also counts the seconds of cores of each stage.
+    """Progress that also counts the seconds of cores of each stage, and knows when bars began.
 
     cores : by stage, as `seconds`
+    begun : by title of a bar, on the clocks of the wall and of the process's cores
     """
 
     def __init__(self, shown: bool = True) -> None:
         super().__init__(shown)
         self.cores: dict[str, float] = {}
+        self.begun: dict[str, tuple[float, float]] = {}
+
+    def bar(self, title: str, total: int, unit: str, done: int = 0) -> Bar:
+        """As of any Progress."""
+        self.begun[title] = (time.perf_counter(), time.process_time())
+        return super().bar(title, total, unit, done)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
