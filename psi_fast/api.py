@@ -18,6 +18,7 @@ from psi_fast.environment import pick_backend, pick_device
 from psi_fast.errors import ConfigError, InputError
 from psi_fast.evaluation import FEWER_CHANNELS, Background, evaluate
 from psi_fast.networks import Network
+from psi_fast.paths import require_path
 from psi_fast.peer_scores import scaled
 from psi_fast.pipeline import Inputs, Tensors, run
 from psi_fast.progress import Progress
@@ -120,6 +121,9 @@ def score(
         `workers` are a task of an array, which has done its share.
     """
     bars = progress if isinstance(progress, Progress) else Progress(progress)
+    for name, path in (("bank", bank), ("share", share)):
+        if path is not None:
+            require_path(name, path)
     folder = None if out is None else Path(out)
     if folder is not None:
         store.require_own(folder)

@@ -17,6 +17,7 @@ from psi_fast.api import score
 from psi_fast.errors import ConfigError, PsiFastError, StoreError, printable
 from psi_fast.jobs import NamedJob, name_jobs, require_trust, varied_values
 from psi_fast.locks import locked
+from psi_fast.paths import require_path
 from psi_fast.progress import Progress
 from psi_fast.workers import Workers
 
@@ -59,6 +60,7 @@ class Batch:
 
     def __init__(self, folder: str | Path, jobs: Sequence[NamedJob | Mapping[str, Any]]) -> None:
         self.folder = Path(folder)
+        require_path("the folder", folder)
         own = [{**job.values, "name": job.name} if isinstance(job, NamedJob) else job for job in jobs]
         self.jobs = name_jobs(own)
         if taken := [job.name for job in self.jobs if job.name in (RECORDS, RESULTS, store.SHARED)]:

@@ -15,7 +15,7 @@ import psi_fast
 from psi_fast.config import PSIConfig, naming, read_toml
 from psi_fast.crew import Crew
 from psi_fast.environment import keep_freed_memory
-from psi_fast.errors import ConfigError, ModelError, PsiFastError, nearest
+from psi_fast.errors import ConfigError, ModelError, PsiFastError, nearest, printable
 from psi_fast.flags import read_flags
 from psi_fast.job import Job, check_values
 from psi_fast.progress import tell, unhindered
@@ -66,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(EXIT_CODE) from None
     except BrokenPipeError:  # the reader, `head` for instance, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # of a path or a disk that nobody has looked at yet
+        told = "" if error.filename is None else f": {str(error.filename)!r}"
+        tell(f"psi-fast: error: {printable(f'{error.strerror or error}{told}')}; check the path and its disk")
+        raise SystemExit(2) from error
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 

@@ -16,6 +16,7 @@ from psi_fast.errors import ConfigError, StoreError
 from psi_fast.job import Job, check_input
 from psi_fast.jobs import name_jobs, require_trust
 from psi_fast.locks import lock
+from psi_fast.paths import require_path
 from psi_fast.progress import tell
 from psi_fast.scores import Scores
 from psi_fast.workers import ArrayTask, Merging, OthersMissing, Workers
@@ -70,6 +71,7 @@ def run_task(job: Job, text: str) -> Scores:
         raise ConfigError(
             "on a CPU each task of an array would choose a precision of its own; name one for all, such as --precision float32"
         )
+    require_path("--out", job.out)
     path, values = job.out / store.UNFINISHED / JOB, _values(job)
     _require_same(path, values)
     first, others = job.arguments()
@@ -88,6 +90,7 @@ def merge(folder: Path, *, complete: bool, allow_code: bool, progress: bool) -> 
     StoreError
         There is no such work, or without `complete` a part of the images was not mined.
     """
+    require_path("the folder", folder)
     path = folder / store.UNFINISHED / JOB
     if (folder / store.MANIFEST).exists():
         held = store.load(folder)

@@ -5,7 +5,13 @@ from collections.abc import Iterable
 
 
 class PsiFastError(Exception):
-    """Base of all errors psi_fast raises on purpose; the command line ends with exit code 2 on any of them."""
+    """Base of all errors psi_fast raises on purpose; the command line ends with exit code 2 on any of them.
+
+    Its text is one line, whatever names of files and things stand in it.
+    """
+
+    def __str__(self) -> str:
+        return spelled(super().__str__())
 
 
 class ConfigError(PsiFastError):  # no ValueError: command-line parsers catch those and tell them in their own way
@@ -34,8 +40,12 @@ class StoreError(PsiFastError, OSError):
 
 def printable(text: str) -> str:
     """The text in one line, in which whatever is no character to read, as what commands a terminal, is spelled out."""
-    line = " ".join(text.split())
-    return "".join(own if own.isprintable() else own.encode("unicode_escape").decode() for own in line)
+    return spelled(" ".join(text.split()))
+
+
+def spelled(text: str) -> str:
+    """The text, in which whatever is no character to read is spelled out, line breaks too."""
+    return "".join(own if own.isprintable() else own.encode("unicode_escape").decode() for own in text)
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:

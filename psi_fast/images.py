@@ -12,6 +12,7 @@ from psi_fast.errors import ConfigError, InputError
 from psi_fast.image_files import open_image
 from psi_fast.image_set import ImageSet, readable
 from psi_fast.image_trees import ImageTree, open_tree
+from psi_fast.paths import path_errors
 from psi_fast.progress import Progress
 
 
@@ -64,14 +65,11 @@ def open_images(
         if source != DEMO_IMAGES:
             raise InputError(f"of scikit-image's photographs there are {DEMO_IMAGES} alone, got {source!r}")
         images = demo_tiles()
-    elif isinstance(source, (str, os.PathLike)) and tar_shards.names_shards(os.fspath(source)):
-        images = tar_shards.open_shards(os.fspath(source), progress)
-    elif hf_datasets.is_dataset(source) or (
-        isinstance(source, (str, os.PathLike)) and hf_datasets.names_dataset(source)
-    ):
-        images = hf_datasets.open_dataset(source)
     elif isinstance(source, (str, os.PathLike)):
-        images = _from_tree(open_tree(Path(source)))
+        with path_errors(f"images {os.fspath(source)!r}", InputError):
+            images = _from_path(source, progress)
+    elif hf_datasets.is_dataset(source):
+        images = hf_datasets.open_dataset(source)
     elif isinstance(source, ImageSet):
         images = source
     else:
@@ -102,6 +100,14 @@ def _subset(images: ImageSet, count: int | None, seed: int) -> ImageSet:
         edges = np.arange(shares[label] + 1) * len(members) // shares[label]
         rows.append(members[rng.integers(edges[:-1], edges[1:])])  # one of each of `share` equal stretches
     return images.take(np.sort(np.concatenate(rows)).tolist())
+
+
+def _from_path(source: str | os.PathLike[str], progress: Progress) -> ImageSet:
+    if tar_shards.names_shards(os.fspath(source)):
+        return tar_shards.open_shards(os.fspath(source), progress)
+    if hf_datasets.names_dataset(source):
+        return hf_datasets.open_dataset(source)
+    return _from_tree(open_tree(Path(source)))
 
 
 def _from_tree(tree: ImageTree) -> ImageSet:

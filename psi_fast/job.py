@@ -88,6 +88,8 @@ def check_input(name: str, value: Any) -> None:
         fits, wanted = isinstance(value, str) or (name == "channels" and number), "text"
     if not fits:
         raise ConfigError(f"{name} must be {wanted}, got {value!r}")
+    if any("\0" in str(one) for one in (value if isinstance(value, list) else [value])):
+        raise ConfigError(f"{name} must be {wanted}, without NUL characters, got {value!r}")
 
 
 def check_values(values: Mapping[str, Any]) -> None:

@@ -72,7 +72,7 @@ def read_jobs(path: str | Path) -> tuple[Path, list[NamedJob]]:
         if not isinstance(listed, list) or not all(isinstance(one, dict) for one in cast(list[Any], listed)):
             raise ConfigError(f"jobs must be tables, each under [[jobs]], got {listed!r}")
         out = values.get("out", str(Path(path).with_suffix("")))
-        if not isinstance(out, str) or not out:
+        if not isinstance(out, str) or not out or "\0" in out:
             raise ConfigError(f"out must name a folder, got {out!r}")
         if Path(out) == Path(path):
             raise ConfigError("out is missing, and the file's name has no ending to leave out for a folder; give out")

@@ -21,6 +21,7 @@ from safetensors.torch import save as serialised
 
 from psi_fast.errors import StoreError
 from psi_fast.locks import alone
+from psi_fast.paths import require_path
 from psi_fast.scores import Scores
 
 SCORES, PATCHES, MANIFEST = "scores.parquet", "patches.parquet", "manifest.json"
@@ -65,6 +66,7 @@ def require_own(folder: Path) -> None:
     StoreError
         It is a file, or holds files that are no run of psi_fast.
     """
+    require_path("the folder", folder)
     if not folder.exists() or (folder / MANIFEST).exists():
         return
     if not folder.is_dir():
@@ -295,6 +297,7 @@ def _write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[
 
 
 def _require_finished(folder: Path) -> None:
+    require_path("the folder", folder)
     if not (folder / MANIFEST).exists():
         raise StoreError(
             f"{folder} holds no finished run (no {MANIFEST}); make one with `psi-fast score --out {folder}`"

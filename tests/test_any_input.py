@@ -16,9 +16,16 @@ from hypothesis.extra import numpy as arrays
 
 import psi_fast
 from psi_fast import PSIConfig
+from psi_fast.batch import Batch
 from psi_fast.config import read_toml
+from psi_fast.encoders import load_encoder
+from psi_fast.encoders.text_head import load_text_head
 from psi_fast.errors import PsiFastError
+from psi_fast.images import open_images
 from psi_fast.jobs import read_jobs
+from psi_fast.networks import load_network
+from psi_fast.planning.rates import require_rates
+from psi_fast.store import require_own
 from psi_fast.vocabulary import load_vocabulary
 
 EACH = timedelta(seconds=20)
@@ -150,7 +157,8 @@ def test_a_toml_file_of_anything(held):
 )
 @example(WHOLE + "[[jobs]]\nchannels = '" + "1" * 5000 + ":'")
 @example(WHOLE + "[[jobs]]\nname = 'x'\nnetwork = 'é'")
-@example("out = '\\u0000'\n" + WHOLE + "[[jobs]]")
+@example('out = "\\u0000"\n' + WHOLE + "[[jobs]]")
+@example(WHOLE + "[[jobs]]\nlayer = ['x', \"\\u0000\"]")
 def test_a_file_of_jobs_of_anything(held):
     with file_of(held) as path:
         found = attempt(read_jobs, path)
@@ -161,6 +169,7 @@ def test_a_file_of_jobs_of_anything(held):
                 assert job.name == Path(job.name).name
                 assert job.name not in ("", ".", "..")
                 job.arguments()
+            assert "\\x00" not in repr(found)  # which no path can hold
 
 
 # ---- vocabularies
@@ -196,6 +205,32 @@ def test_a_vocabulary_of_anything(held):
 @example("a" * 5000)
 def test_a_vocabulary_of_any_name(name):
     attempt(load_vocabulary, name)
+
+
+# ---- paths
+
+PATHS = {
+    "images": open_images,
+    "run": psi_fast.load,
+    "out": lambda path: require_own(Path(path)),
+    "rates": require_rates,
+    "jobs": lambda path: Batch(path, [{name: "x" for name in ("network", "layer", "images", "encoder")}]),
+    "torchvision": lambda path: load_network(f"torchvision:resnet18@{path}.pth"),
+    "transformers": lambda path: load_network(f"transformers:{path}"),
+    "open_clip": lambda path: load_encoder(f"open_clip:local-dir:{path}"),
+    "text head": lambda path: load_text_head(f"sentence-transformers:{path}"),
+}
+
+
+@settings(quick, max_examples=40)
+@given(
+    st.sampled_from(list(PATHS)), st.one_of(st.text(max_size=20), st.sampled_from(["a", "é/"]).map(lambda x: x * 300))
+)
+@example("images", "{" + "a," * 200 + "}.tar")
+@example("images", "\0@train")
+@example("images", "a" * 300 + "/*.parquet")
+def test_a_path_of_any_name(tmp_path_factory, what, name):
+    attempt(PATHS[what], f"{tmp_path_factory.getbasetemp()}/nothing-{name}")
 
 
 # ---- arrays

@@ -5,6 +5,7 @@ from typing import Protocol, Self, runtime_checkable
 import torch
 
 from psi_fast.errors import ModelError, nearest
+from psi_fast.paths import path_errors
 from psi_fast.preprocess import Preprocess
 from psi_fast.progress import Progress
 from psi_fast.vocabulary import Vocabulary
@@ -132,7 +133,8 @@ def load_encoder(spec: str | Encoder, trust_checkpoint: bool = False) -> Encoder
     if family == "open_clip" and rest:
         from psi_fast.encoders.open_clip import OpenClipEncoder
 
-        return OpenClipEncoder(rest, trust_checkpoint)
+        with path_errors(f"encoder {spec!r}", ModelError):
+            return OpenClipEncoder(rest, trust_checkpoint)
     raise ModelError(
         f"encoder {spec!r} is not understood; expected open_clip:ARCH/TAG, open_clip:hf-hub:ORG/NAME or classifier:NETWORK"
         f"{nearest(family, ('open_clip', 'classifier'))}"

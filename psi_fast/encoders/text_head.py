@@ -11,6 +11,7 @@ import torch
 from psi_fast.checkpoints import checkpoint_errors, hub_error, one_line, require_hub_file, state_fingerprint
 from psi_fast.errors import ModelError, nearest
 from psi_fast.networks import require
+from psi_fast.paths import path_errors
 from psi_fast.progress import Progress
 
 FAMILY = "sentence-transformers"
@@ -76,7 +77,8 @@ def load_text_head(spec: str | TextHead) -> TextHead:
         )
     family, _, rest = spec.partition(":")
     if family == FAMILY and rest:
-        return SentenceTransformersHead(rest)
+        with path_errors(f"text head {spec!r}", ModelError):
+            return SentenceTransformersHead(rest)
     raise ModelError(
         f"text head {spec!r} is not understood; expected {FAMILY}:NAME or {FAMILY}:FOLDER{nearest(family, (FAMILY,))}"
     )

@@ -25,6 +25,7 @@ from psi_fast.image_bank import ImageBank
 from psi_fast.image_stream import ImageStream
 from psi_fast.mining import random_patches
 from psi_fast.networks import Network
+from psi_fast.paths import require_path
 from psi_fast.pipeline import RANDOM_POOL, measured_fields, patch_boxes, used_rows
 from psi_fast.progress import Progress
 from psi_fast.receptive_field import Field
@@ -73,6 +74,9 @@ class Study:
         trust_checkpoint: bool = False,
     ) -> None:
         self.bars, self.trust_checkpoint = Progress(progress), trust_checkpoint
+        for name, path in (("out", out), ("bank", bank), ("share", share)):
+            if path is not None:
+                require_path(name, path)
         self.subject: Subject = open_subject(
             model,
             layer,

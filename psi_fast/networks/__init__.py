@@ -13,6 +13,7 @@ from psi_fast.checkpoints import one_line
 from psi_fast.errors import ModelError, PsiFastError, nearest
 from psi_fast.networks import efficientnet_lite, timm, torchvision, transformers
 from psi_fast.networks.network import Network, require
+from psi_fast.paths import path_errors
 from psi_fast.preprocess import Preprocess
 
 __all__ = ["Network", "calls_code", "load_network", "require"]
@@ -54,7 +55,8 @@ def load_network(spec: str | nn.Module | Network, trust_checkpoint: bool = False
         For an unknown family, network or weights (with the nearest names), a missing package, a file that cannot be
         read or does not fit, a hub that cannot be reached (with the file to fetch), or what TorchScript or torch.export made.
     """
-    network = _load(spec, trust_checkpoint)
+    with path_errors(f"network {spec!r}" if isinstance(spec, str) else "a network", ModelError):
+        network = _load(spec, trust_checkpoint)
     for name, part in cast(Iterable[tuple[str, nn.Module]], network.module.named_modules()):
         where = f" in {name!r}" if name else ""
         if isinstance(part, torch.jit.ScriptModule):

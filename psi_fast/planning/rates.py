@@ -14,6 +14,7 @@ import pandas as pd
 from psi_fast import store
 from psi_fast.checkpoints import one_line
 from psi_fast.errors import ConfigError, InputError, PsiFastError, nearest
+from psi_fast.paths import require_path
 from psi_fast.planning.costs import Cost, Sizes, costs
 from psi_fast.planning.distinct import Curve, distinct_curve
 from psi_fast.planning.workload import Workload
@@ -113,6 +114,7 @@ def read_rates(path: str | Path, work: Workload) -> Rates:
 def require_rates(path: str | Path) -> Path:
     """The file that `read_rates` reads, which is there."""
     path = Path(path)
+    require_path("rates", path, InputError)
     file = path / store.MANIFEST if path.is_dir() else path
     if not file.is_file():
         raise InputError(

@@ -19,6 +19,7 @@ from psi_fast import store
 from psi_fast.details import Details, open_details
 from psi_fast.errors import ConfigError, InputError, StoreError
 from psi_fast.neighbours import Neighbours
+from psi_fast.paths import require_path
 from psi_fast.progress import Progress
 from psi_fast.report.channels import channel_data
 from psi_fast.report.pictures import Pictures, locate, open_pictures
@@ -92,6 +93,8 @@ def build_report(
     paths = [Path(one) for one in ([folders] if isinstance(folders, (str, Path)) else folders)]
     if not paths:
         raise InputError("a report needs at least one run folder, got none")
+    for path in paths if out is None else (*paths, Path(out)):
+        require_path("the folder", path)
     if len({path.resolve() for path in paths}) < len(paths):
         raise InputError(f"each run folder may be given once, got {', '.join(map(str, paths))}")
     place = (_place(paths) if out is None else Path(out)).resolve()
