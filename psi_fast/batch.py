@@ -56,17 +56,22 @@ class Batch:
     ------
     ConfigError
         As `name_jobs`; or a job is called like a file of the batch.
+    StoreError
+        The folder is a file, or would lie in one.
     """
 
     def __init__(self, folder: str | Path, jobs: Sequence[NamedJob | Mapping[str, Any]]) -> None:
         self.folder = Path(folder)
         require_path("the folder", folder)
-        own = [{**job.values, "name": job.name} if isinstance(job, NamedJob) else job for job in jobs]
-        self.jobs = name_jobs(own)
+        given = [{**job.values, "name": job.name} if isinstance(job, NamedJob) else job for job in jobs]
+        self.jobs = name_jobs(given)
         if taken := [job.name for job in self.jobs if job.name in (RECORDS, RESULTS, store.SHARED)]:
             raise ConfigError(
                 f"a job cannot be called {taken[0]!r}, which the batch's folder has already; name it otherwise"
             )
+        for own in (self.folder, *self.folder.parents):
+            if own.exists() and not own.is_dir():
+                raise StoreError(f"out must name a folder, but {own} is a file; choose another one")
 
     def record(self, job: NamedJob) -> Record:
         """What is known of a job; one that was asked for with other values has not been done."""

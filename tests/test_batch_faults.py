@@ -102,3 +102,17 @@ def test_a_run_that_writes_to_the_folder_a_batch_shares_is_not_disturbed(tmp_pat
     monkeypatch.setattr(shelf, "write_shared", meanwhile)
     Shelf(share).keep("tops", 1, {"x": torch.arange(3)})
     assert torch.equal(Shelf(share).find("tops", 1)["x"], torch.arange(3))
+
+
+@pytest.mark.parametrize("command", ["run", "status", "retry"])
+@pytest.mark.parametrize("out", ["file", "file/below/it"])
+def test_a_folder_that_cannot_be_is_told_by_every_command(tmp_path, job, capsys, command, out):
+    (tmp_path / "file").write_text("mine")
+    file = write(tmp_path / "b.toml", job, "[grid]", "seed = [0]")
+    file.write_text(f'out = "{tmp_path / out}"\n' + file.read_text())
+    flags = () if command == "status" else ("--allow-code", "--no-progress")
+    assert tiny.run("jobs", command, file, *flags) == 2
+    assert tiny.one_line(capsys) == (
+        f"psi-fast: error: out must name a folder, but {tmp_path / 'file'} is a file; choose another one"
+    )
+    assert (tmp_path / "file").read_text() == "mine"
