@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args
 
 import pandas as pd
 import pyarrow as pa
@@ -42,6 +44,10 @@ class Record:
     error: str = ""
     traceback: str = ""
     made: str = ""
+
+
+KINDS = {"values": dict, "seconds": (int, float, NoneType), "error": str, "traceback": str, "made": str}
+"""Of a record's values, as a file may hold any."""
 
 
 class Batch:
@@ -164,9 +170,12 @@ class Batch:
     def _read(self, job: NamedJob) -> Record | None:
         """What was written of a job of that name; None where nothing whole was."""
         try:
-            return Record(**json.loads(self._path(job).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            found = Record(**json.loads(self._path(job).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
+        held: dict[str, Any] = vars(found)
+        right = all(isinstance(held[name], kinds) for name, kinds in KINDS.items()) and found.state in get_args(State)
+        return found if right and 0 <= (found.seconds or 0) <= sys.float_info.max else None
 
     def _write(self, job: NamedJob, record: Record) -> None:
         path = self._path(job)

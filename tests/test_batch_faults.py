@@ -1,5 +1,6 @@
 """Batches whose results are damaged: the job that they are of has failed, and neither the others nor a signal is lost."""
 
+import json
 import os
 import signal
 
@@ -116,3 +117,24 @@ def test_a_folder_that_cannot_be_is_told_by_every_command(tmp_path, job, capsys,
         f"psi-fast: error: out must name a folder, but {tmp_path / 'file'} is a file; choose another one"
     )
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"seconds": own} for own in ("abc", "5", [1], -1.0, float("nan"), float("inf"), 10**400)),
+        *({"state": own} for own in ("done", None, ["failed"])),
+        *({name: 5} for name in ("error", "traceback", "made", "values")),
+    ],
+    ids=lambda change: str(change)[:24],
+)
+def test_a_record_with_a_value_of_another_kind_is_as_if_there_was_none(tmp_path, job, capsys, change):
+    file = write(tmp_path / "b.toml", job | {"images": "nowhere"}, "[[jobs]]", "name = 'a'")
+    assert tiny.run("jobs", "run", file, "--allow-code", "--no-progress") == 1
+    path = tmp_path / "b" / "records" / "a.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    capsys.readouterr()
+    assert tiny.run("jobs", "status", file) == 0
+    assert "1 waiting" in capsys.readouterr().out
+    assert tiny.run("jobs", "run", file, "--allow-code") == 1
+    assert "a: failed in" in capsys.readouterr().err
