@@ -36,6 +36,10 @@ def path_errors(what: str, kind: type[PsiFastError]) -> Generator[None]:
         raise
     except OSError as error:
         raise kind(f"{printable(what)} cannot be looked up: {error.strerror or error}; give another path") from error
+    except RecursionError as error:  # of os.walk
+        raise kind(
+            f"{printable(what)} cannot be looked up: folders lie too deep in each other; move them up"
+        ) from error
     except ValueError as error:
         if "embedded null" not in str(error):
             raise

@@ -274,6 +274,18 @@ def test_links_that_double_at_each_level_are_refused_at_once(image_folder):
     assert "images would count twice" in message(open_images, image_folder.parent / "top")
 
 
+def test_folders_too_deep_in_each_other_are_one_line(tmp_path):
+    """A thousand stop Python's listing, and about two thousand of a letter each are what a path can hold."""
+    folders = [str(tmp_path) + "/a" * level for level in range(1, 1501)]
+    try:
+        for folder in folders:
+            os.mkdir(folder)
+        assert "folders lie too deep in each other; move them up" in message(open_images, tmp_path)
+    finally:  # pytest would not take them away either
+        for folder in reversed(folders):
+            os.rmdir(folder)
+
+
 def test_links_of_folders_that_are_left_out_do_not_matter(image_folder):
     (image_folder / ".git").mkdir()
     (image_folder / ".git" / "again").symlink_to(image_folder)
