@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
 from psi_fast.batch import Batch, Record
 from psi_fast.jobs import NamedJob
+from psi_fast.present import Terminal
 from psi_fast.progress import Progress
 
 SHOWN = 20
@@ -89,7 +90,7 @@ def watching(batch: Batch, todo: Sequence[NamedJob], shown: bool) -> Iterator[Vi
     if not shown:
         yield view
     elif sys.stderr.isatty():
-        with Live(view, console=Console(stderr=True), refresh_per_second=2):
+        with Live(view, console=Terminal(stderr=True), refresh_per_second=2):
             yield view
     else:
         yield _Lines(view)  # pyright: ignore[reportReturnType]  # has what is used of a View

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from psi_fast.activation_tap import LayerInfo
 from psi_fast.environment import device_info, packages
-from psi_fast.errors import printable
+from psi_fast.errors import printable, spelled
 from psi_fast.receptive_field import Field
 from psi_fast.scores import Scores, few_draws
 
@@ -119,7 +120,7 @@ def show_outcome(outcome: "Outcome") -> None:
     from psi_fast.experiments.outcome import claim_cells
 
     console = terminal()
-    console.print(Markdown(outcome.text))
+    console.print(Markdown("\n".join(map(spelled, outcome.text.split("\n")))))
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("what", overflow="fold")
     for name in ("value", "95 % interval", "p", "paper"):
@@ -193,10 +194,17 @@ def show_environment() -> None:
         console.print(", ".join(f"{name} {value}" for name, value in device_info(device).items()))
 
 
+class Terminal(Console):
+    """A console to which no text that it shows, as of a file, can give commands."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(spelled(text), **options)
+
+
 def terminal() -> Console:
     """The terminal, or a page of NARROWEST columns where there is none."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=max(NARROWEST, console.width))
+    console = Terminal(highlight=False)
+    return console if console.is_terminal else Terminal(highlight=False, width=max(NARROWEST, console.width))
 
 
 def _field(field: Field | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from psi_fast.errors import spelled
 from psi_fast.stopping import stop_if_asked
 
 PIECE = 1024
@@ -17,8 +18,11 @@ PIECE = 1024
 
 
 def tell(line: str) -> None:
-    """Write a line to stderr. Where that is closed, or a pipe that nobody reads is full, the line is dropped: no run waits."""
-    text = f"{line}\n"
+    """Write a line to stderr. Where that is closed, or a pipe that nobody reads is full, the line is dropped: no run waits.
+
+    What would command the terminal, as in a name of a file, is spelled out.
+    """
+    text = f"{spelled(line)}\n"
     with suppress(OSError, ValueError):  # closed
         for start in range(0, len(text), PIECE):
             if sys.stderr is None or not _takes_more(sys.stderr):
@@ -77,7 +81,7 @@ class Bar(tqdm):
         self._counts, self._title, self._first = counts, title, done
         self._from = time.perf_counter()
         self.count, self.unit_name = done, options["unit"]
-        super().__init__(desc=title + of, initial=done, dynamic_ncols=True, **options)
+        super().__init__(desc=spelled(title + of), initial=done, dynamic_ncols=True, **options)
 
     def update(self, n: float | None = 1) -> bool | None:
         """Count `n` more; where SIGTERM came, the run ends here."""

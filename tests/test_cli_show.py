@@ -1,6 +1,7 @@
 """`psi-fast layers`, `show` and `env`, and the command in a process of its own."""
 
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -8,13 +9,19 @@ import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace as Namespace
 
+import pandas as pd
 import pytest
 import tiny
 import torch
 from tiny import SETTINGS, one_line, run
 
 import psi_fast
+from psi_fast.errors import StoreError
+from psi_fast.experiments import outcome
+from psi_fast.present import show_jobs, show_outcome
+from psi_fast.progress import tell
 
 TESTS = Path(__file__).parent
 COMMAND = Path(sys.executable).with_name("psi-fast")
@@ -157,6 +164,55 @@ def test_names_that_look_like_markup_are_printed_as_they_are(finished, capsys):
     dense = "".join(capsys.readouterr().out.split())
     for name in set(psi_fast.load(finished).table["concepts"].explode()):
         assert "".join(f"{name} (".split()) in dense
+
+
+HOSTILE = "\x1b[31mred\x1b]0;title\x07 \x9b2J \u202egone [bold]x"
+
+
+def test_names_that_command_a_terminal_are_spelled_out(tmp_path, capsys, monkeypatch):
+    """In the run folder of a stranger, who can write what they like."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    tiny.score(out=tmp_path / "run")
+    path = tmp_path / "run" / "manifest.json"
+    held = json.loads(path.read_text())
+    del held["checksums"]
+    (layer,) = held["layers"]
+    held |= {"network": HOSTILE, "warnings": [HOSTILE], "seconds": {HOSTILE: 1.0}}
+    held["patch"][layer]["note"] = HOSTILE
+    path.write_text(json.dumps(held))
+    table = pd.read_parquet(tmp_path / "run" / "scores.parquet")
+    table["concepts"] = [[HOSTILE] * len(own) for own in table["concepts"]]
+    table.to_parquet(tmp_path / "run" / "scores.parquet")
+    capsys.readouterr()
+    assert run("show", tmp_path / "run") == 0
+    assert harmless(capsys.readouterr().out, 4)
+
+
+def test_texts_of_an_experiment_that_command_a_terminal_are_spelled_out(tmp_path, capsys):
+    claim = outcome.Claim(HOSTILE, 0.5)
+    manifest = {"warnings": [HOSTILE]}
+    show_outcome(
+        Namespace(text=f"# {HOSTILE}\n\n{HOSTILE}", claims=[claim], manifest=manifest, folder=tmp_path / HOSTILE)
+    )
+    assert harmless(capsys.readouterr().out, 5)
+
+
+def test_lines_and_tables_that_command_a_terminal_are_spelled_out(capsys, monkeypatch):
+    show_jobs(
+        pd.DataFrame({"job": [HOSTILE], "state": ["failed"], "error": [HOSTILE], HOSTILE: [HOSTILE]}), Path(HOSTILE)
+    )
+    tell(HOSTILE)
+    said = capsys.readouterr()
+    assert harmless(said.out, 5)
+    assert harmless(said.err, 1)
+    assert "\x1b" not in str(StoreError(HOSTILE))
+
+
+def harmless(text, times):
+    """Whether what it shows of HOSTILE, so many times at least, gives no command; colours of our own do."""
+    dense = re.sub(r"\x1b\[[\d;]*m", lambda own: "" if own[0] != "\x1b[31m" else own[0], text)
+    assert re.sub(r"\s", "", dense).count(r"\x1b[31mred\x1b]0;title\x07") >= times
+    return all(own.isprintable() or own == "\n" for own in dense)
 
 
 @pytest.mark.parametrize("arguments", [("show", "/no/such/run"), ("show", str(TESTS))])
