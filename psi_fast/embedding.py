@@ -79,6 +79,7 @@ def shelved_crops(
         "precision": getattr(encoder, "precision", "not stated"),
         "images": subject.fingerprints["images"],
         "code": subject.fingerprints["code"],
+        "torch": subject.fingerprints["torch"],
         "side": bank.side,
         "device": subject.device.type,
     }

@@ -67,7 +67,8 @@ class Miner:
         labels: np.ndarray | None = None,
     ) -> None:
         self._taps, self._network, self._bank, self._config, self._pace = taps, network, bank, config, pace
-        self.parts = image_parts(len(bank), step_for(taps[0].device, config, pace))
+        self._step = step_for(taps[0].device, config, pace)
+        self.parts = image_parts(len(bank), self._step)
         self._rankings = [
             Ranking(ids, names, config, tap.positions, tap.device, asked(tap, ids), labels)
             for tap, ids in zip(taps, channels, strict=True)
@@ -119,7 +120,8 @@ class Miner:
         ):
             while done < images.stop:
                 # other batches than those that parts are made of would reach into the next one
-                to = images.stop if batch_size == self._config.batch_size else next(end for end in ends if end > done)
+                whole = batch_size == self._config.batch_size and (done - images.start) % self._step == 0
+                to = images.stop if whole else next(end for end in ends if end > done)
                 left = range(done, min(to, images.stop))
                 try:
                     for first, layers in activations(

@@ -17,7 +17,7 @@ from psi_fast.evaluation import Background, Evaluation, evaluate
 from psi_fast.forward import Pace, name_of
 from psi_fast.image_bank import ImageBank
 from psi_fast.image_stream import ImageStream
-from psi_fast.mining import random_patches
+from psi_fast.mining import random_patches, step_for
 from psi_fast.null_parts import Spread
 from psi_fast.progress import Progress
 from psi_fast.receptive_field import Field, boxes, measure_field
@@ -31,7 +31,7 @@ from psi_fast.workers import MINING, OthersMissing, Workers, require_all
 
 OF_MINING = ("top_k", "per_image", "band")
 """Settings that decide the top patches; the seed does where they are drawn from a band."""
-OF_DRAWS = ("code", "device", "backend")
+OF_DRAWS = ("code", "torch", "device", "backend")
 """Fingerprints that decide null draws, beside the patches."""
 RANDOM_POOL = 1000
 """Random patches embedded for the random-patch channels of each layer."""
@@ -182,7 +182,7 @@ def _mined_at(pace: Pace, inputs: Inputs, bars: Progress) -> list[TopPatches]:
     own, shelf = inputs.subject, inputs.shelf
     sight = look(own, inputs.bank, inputs.own)
     about = {
-        **{name: own.fingerprints[name] for name in ("network", "images", "code", "device")},
+        **{name: own.fingerprints[name] for name in ("network", "images", "code", "torch", "device")},
         "side": inputs.bank.side,
         "layers": [(tap.layer, ids.tolist()) for tap, ids in zip(own.taps, own.channels, strict=True)],
         "pace": str(pace),
@@ -191,7 +191,8 @@ def _mined_at(pace: Pace, inputs: Inputs, bars: Progress) -> list[TopPatches]:
     }
     if shelf is None:
         return sight.miner(pace).whole(bars) if inputs.workers is None else _mined_by(inputs, sight, pace, about, bars)
-    unfinished = shelf.unfinished("tops", about)
+    step = step_for(own.taps[0].device, own.config, pace)  # by which parts end
+    unfinished = shelf.unfinished("tops", {**about, "step": step})
 
     def make() -> dict[str, torch.Tensor]:
         if inputs.workers is None:

@@ -172,6 +172,7 @@ def open_subject(
         "text head": head.fingerprint() if head else "none",
         "bank side": bank_side or "auto",
         "code": store.code_fingerprint(),
+        "torch": torch.__version__,
         "device": where.type,
         "backend": backend,
     }

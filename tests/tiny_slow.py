@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import tiny
 from forks import serve
@@ -20,12 +21,14 @@ class Slow(nn.Module):
 
     def __init__(self, inner, seconds, dies=None):
         super().__init__()
-        self.inner, self.seconds, self.dies, self.home = inner, seconds, dies, os.getpid()
+        self.inner = inner
+        # in an object, so that how slow it is does not make it another network
+        self.held = SimpleNamespace(seconds=seconds, dies=dies, home=os.getpid())
 
     def forward(self, x):
-        time.sleep(self.seconds)
-        if self.dies and os.getpid() != self.home and not os.path.exists(self.dies):
-            open(self.dies, "x").close()
+        time.sleep(self.held.seconds)
+        if self.held.dies and os.getpid() != self.held.home and not os.path.exists(self.held.dies):
+            open(self.held.dies, "x").close()
             os._exit(1)
         return self.inner(x)
 

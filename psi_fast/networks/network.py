@@ -13,6 +13,7 @@ from torch import nn
 
 from psi_fast.checkpoints import state_fingerprint
 from psi_fast.errors import ModelError
+from psi_fast.module_identity import computation
 from psi_fast.preprocess import Preprocess
 
 
@@ -30,8 +31,8 @@ class Network:
     """What a reader of the results must know, such as random weights."""
 
     def fingerprint(self) -> str:
-        """sha256 (hex) over the state_dict (names, shapes, dtypes, bytes) and the preprocess."""
-        return state_fingerprint(self.module, repr(self.preprocess))
+        """sha256 (hex) over the state_dict (names, shapes, dtypes, bytes), what the module does with it, and the preprocess."""
+        return state_fingerprint(self.module, computation(self.module), repr(self.preprocess))
 
 
 def named(spec: str, module: nn.Module, preprocess: Preprocess, weights_name: str, classes: int) -> Network:
