@@ -16,7 +16,10 @@ from torch import nn
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 """Of nn.Module's own attributes those that change what it does."""
-NOTES = ("pretrained_cfg", "default_cfg", "_is_hf_initialized", "_name_or_path", "transformers_version")
+NOTES = (
+    *("pretrained_cfg", "default_cfg"),  # timm
+    *("name_or_path", "_name_or_path", "transformers_version", "_is_hf_initialized", "_weight_conversions"),
+)
 """What libraries write on a module of where it is from."""
 PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, Enum, torch.dtype)
 _own = frozenset(vars(nn.Module()))

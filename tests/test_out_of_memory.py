@@ -7,7 +7,7 @@ import tiny
 import torch
 from image_helpers import message
 
-from psi_fast import activation_tap, api, evaluation, null_parts, ranking, store
+from psi_fast import activation_tap, api, channel_parts, null_parts, ranking, shelf, store
 from psi_fast.errors import DeviceMemoryError
 from psi_fast.trial_forward import memory_told
 
@@ -89,6 +89,33 @@ def test_memory_that_others_take_in_the_middle_costs_nothing_that_is_done(tmp_pa
     assert same(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("batched")
+def test_a_run_that_goes_on_between_such_batches_ends_parts_where_they_end(tmp_path, monkeypatch, limited):
+    """Sums are added part by part, so their last bits would tell where they ended."""
+    monkeypatch.setattr(shelf, "EVERY", 0.0)
+    monkeypatch.setattr(shelf, "SHARE", float("inf"))
+    ends, real = [], ranking.Ranking.end_part
+    monkeypatch.setattr(ranking.Ranking, "end_part", lambda own: ends.append(own._count) or real(own))
+    run(tmp_path / "whole")
+    expected, calls = list(ends), iter(range(100))
+    ends.clear()
+
+    def fails(count):
+        number = next(calls)
+        if number == 3:
+            raise KeyboardInterrupt  # between two ends, as batches of 16 are
+        return number == 1
+
+    real_read = activation_tap._read
+    limited(fails)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut")
+    monkeypatch.setattr(activation_tap, "_read", real_read)
+    run(tmp_path / "cut")
+    assert ends == expected
+    assert same(tmp_path / "cut", tmp_path / "whole")
+
+
 def test_memory_that_takes_not_one_slice_is_one_line(tmp_path, limited, pictures, capsys):
     tried = limited(lambda _: True)
     arguments = tiny.score_flags(pictures, tmp_path / "run")
@@ -109,7 +136,7 @@ def test_an_encoder_that_takes_not_one_slice_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("module", "name", "what"),
     [
-        (evaluation, "cluster_patches", "clusters"),
+        (channel_parts, "cluster_patches", "clusters"),
         (null_parts, "draw_nulls", "null draws"),
         (ranking, "topk_merge", "the run"),
         (api, "run", "the run"),

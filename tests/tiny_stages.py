@@ -11,7 +11,7 @@ from forks import serve
 from test_text_banks import Tower
 
 import psi_fast
-from psi_fast import cli, crops, evaluation, image_bank, mining, nulls, shelf, store, text_banks
+from psi_fast import channel_parts, cli, crops, image_bank, mining, nulls, shelf, store, text_banks
 
 FILES = store.FILES
 PAUSE = 0.01
@@ -70,7 +70,7 @@ def tell_steps(marks):
     called(Tower, "concepts", "concepts")
     called(mining, "activations", "mining")
     called(crops, "prepared", "embedding")
-    called(evaluation, "cluster_patches", "clusters")
+    called(channel_parts, "cluster_patches", "clusters")
     called(nulls, "_blocks", "nulls")
     written(store, "write_whole", "files")
     written(text_banks, "write_shared", "concepts")
