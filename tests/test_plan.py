@@ -98,8 +98,9 @@ def test_workers_share_what_can_be_shared_and_cost_what_they_wait():
     alone, many = planned(price=3.6), planned(workers=8, price=3.6)
     for name in ("mining", "embedding"):
         assert seconds(many)[name] == pytest.approx(seconds(alone)[name] / 8, rel=0.02)
-    assert seconds(many)["nulls"] < seconds(alone)["nulls"] / 4
-    for name in ("open images", "load", "concepts", "decoding", "clusters", "writing"):
+    for name in ("clusters", "nulls"):
+        assert seconds(alone)[name] / 8 <= seconds(many)[name] < seconds(alone)[name] / 4
+    for name in ("open images", "load", "concepts", "decoding", "writing"):
         assert seconds(many)[name] == seconds(alone)[name]
     assert seconds(alone)["merge"] == 0 < seconds(many)["merge"]
     one, eight = alone.totals.iloc[0], many.totals.iloc[0]

@@ -1,12 +1,13 @@
 """What each stage of a run takes: bytes and operations as formulas of the sizes, for N images on W workers.
 
-Several workers share mining by parts of the images, embedding by crops, null draws of S and Q by parts of the channels, as
+Several workers share mining by parts of the images, embedding by crops, clusters and null draws by parts of the channels, as
 `psi_fast.score` does with workers; all else one does while the others wait. Every number is a whole one of Python's, so that
 nothing overflows. N images of f bytes in files, squares of side s; L layers with C
 channels in all, of which K top patches each; U distinct crops, d numbers an embedding; B null draws, P concepts.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from psi_fast.disk_room import HEAD_BYTES
 from psi_fast.evaluation import RANDOM_CHANNELS
@@ -184,33 +185,55 @@ def clustering(work: Workload, sizes: Sizes) -> Cost:
     count = cluster.product_flops if sizes.products else cluster.operations
     one = 2 * config.top_k**2 * work.embedding_width + count(1, config.top_k, config.k_max, config.n_init)
     rows = FLOAT * work.embedding_width * config.top_k
-    total = work.scored * one
-    return Cost(flops=total, moved=work.scored * (rows + cluster.bytes_moved(1, config.top_k)), share=total)
+    own = channel_parts(work, sizes.workers)
+    return Cost(
+        wire=2 * channel_bytes(work, sizes),  # as the encoder gives them, and centred
+        flops=work.scored * one,
+        moved=work.scored * (rows + cluster.bytes_moved(1, config.top_k)),
+        share=own.channels * one,
+    )
 
 
-def nulls(work: Workload, sizes: Sizes) -> Cost:
-    """B draws of S, Q and D for each channel and random-patch channel. Workers share those of S and Q in parts of the channels,
-    and make for each part anew what its channels have in common: random numbers, and the paper's null of S."""
-    config, workers = work.config, sizes.workers
-    shared, alone = draw_operations(work, sizes.products), text_operations(work)
-    pool = pool_operations(work, sizes.products)
+class ChannelParts(NamedTuple):
+    """The parts of all layers' channels: how many, and parts and channels of the busiest worker."""
+
+    parts: int
+    busiest: int
+    channels: int
+
+
+def channel_parts(work: Workload, workers: int) -> ChannelParts:
+    """Of clusters and null draws."""
     parts = busiest = channels = 0
     for layer in work.layers:
         scored = layer.channels + RANDOM_CHANNELS
         each = scored if workers == 1 else max(FEWEST, min(MOST, share(scored, ROUNDS * workers)))
-        parts += share(scored, each)
         own = share(share(scored, each), workers)
+        parts += share(scored, each)
         busiest += own
         channels += min(scored, own * each)
+    return ChannelParts(parts, busiest, channels)
+
+
+def channel_bytes(work: Workload, sizes: Sizes) -> int:
+    """Embeddings that go to the workers with their channels."""
+    row = FLOAT * work.embedding_width
+    return row * min(work.scored * work.config.top_k, sizes.workers * sizes.crops) if sizes.workers > 1 else 0
+
+
+def nulls(work: Workload, sizes: Sizes) -> Cost:
+    """B draws of S, Q and D for each channel and random-patch channel. Workers share them in parts of the channels, and make for
+    each part anew what its channels have in common: random numbers, and the paper's null of S."""
+    config, own = work.config, channel_parts(work, sizes.workers)
+    each, pool = draw_operations(work, sizes.products) + text_operations(work), pool_operations(work, sizes.products)
     kept = len(COMPONENTS) * min(config.draws, KEPT_DRAWS) * FLOAT
-    rows = FLOAT * work.embedding_width * min(work.scored * config.top_k, workers * sizes.crops)
     return Cost(
-        wire=work.scored * kept + rows if workers > 1 else 0,
-        flops=work.scored * (shared + alone) + parts * pool,
-        moved=parts * rotation.bytes_moved(0, config.draws, config.top_k)
+        wire=work.scored * kept + channel_bytes(work, sizes) if sizes.workers > 1 else 0,
+        flops=work.scored * each + own.parts * pool,
+        moved=own.parts * rotation.bytes_moved(0, config.draws, config.top_k)
         + work.scored * rotation.bytes_moved(1, config.draws, 0),
-        share=channels * shared + work.scored * alone,
-        pool=busiest * pool,
+        share=own.channels * each,
+        pool=own.busiest * pool,
     )
 
 
