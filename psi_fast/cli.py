@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tell(f"psi-fast: error: {printable(f'{error.strerror or error}{told}')}; check the path and its disk")
         raise SystemExit(2) from error
     except KeyboardInterrupt:
+        tell("psi-fast: stopped by Ctrl-C; the same command goes on from what was last kept")
         raise SystemExit(130) from None
 
 

@@ -1,6 +1,7 @@
 """The workers of a Ray cluster, on this machine or on many: parts go to whoever is free, and again where a worker is lost."""
 
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -17,6 +18,9 @@ from psi_fast.workers import Result
 
 RETRIES = 10
 """Times that a part is given to another worker after the one that had it was lost."""
+ANSWER = 10.0
+"""Seconds that a cluster's address may take to answer."""
+INSTEAD = "start one there (ray start --head), give the address that it told, or leave --ray-address out"
 _held: dict[str, Any] = {}
 """Of a worker: the last `shared` it was given, opened."""
 
@@ -75,6 +79,8 @@ class RayWorkers:
 
     def _begin(self, address: str | None, workers: int | None) -> None:
         """Join the cluster, or start one whose CPUs are as many as the workers claim."""
+        if address is not None:
+            _require_answer(address)
         given: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": "error"}
         if address is None:
             given["include_dashboard"] = False
@@ -84,7 +90,9 @@ class RayWorkers:
             self._ray.init(**given)
         except Exception as error:  # whatever Ray finds wrong
             said = " ".join(str(error).split())
-            raise ConfigError(f"cannot reach a Ray cluster at {address or 'this machine'}: {said}") from error
+            raise ConfigError(
+                f"cannot reach a Ray cluster at {address or 'this machine'}: {said}; {INSTEAD}"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -151,6 +159,17 @@ class RayWorkers:
                 f"workers were lost {RETRIES + 1} times over part {number}: {said[:300]}; look at Ray's log, and give workers "
                 "more memory or a smaller batch_size"
             ) from error
+
+
+def _require_answer(address: str) -> None:
+    """See that something answers at HOST:PORT: Ray itself would try for a quarter of an hour."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():  # auto, or one of Ray's other ways to say it
+        return
+    try:
+        socket.create_connection((host, int(port)), ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"cannot reach a Ray cluster at {address}: {error}; {INSTEAD}") from error
 
 
 @contextmanager

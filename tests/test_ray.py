@@ -174,6 +174,14 @@ def test_cpus_of_two_machines_make_no_worker(cluster, monkeypatch):
         RayWorkers(device="cpu")
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999", "no-such-host.invalid:6379"])
+def test_an_address_that_nobody_answers_at_is_one_line_at_once(monkeypatch, address):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", None)
+    with pytest.raises(ConfigError, match=f"cannot reach a Ray cluster at {address}: .*; start one there"):
+        RayWorkers(address, device="cpu")
+
+
 def test_another_cluster_than_the_one_that_was_joined_is_refused(cluster):
     with pytest.raises(ConfigError, match="has joined a Ray cluster already"):
         RayWorkers("192.0.2.1:6379", device="cpu")
