@@ -7,6 +7,8 @@ from importlib import metadata
 from typing import Any
 
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from psi_fast.errors import ConfigError
 from psi_fast_kernels._backend import BACKENDS, BackendError, select_backend
@@ -66,6 +68,19 @@ def packages() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[package] = None
     return found
+
+
+def outdated(package: str) -> str | None:
+    """What psi_fast asks for of an installed package, and which older version that has; None where it is as asked for."""
+    try:
+        asked = map(Requirement, metadata.requires("psi-fast") or ())
+        version = metadata.version(package)
+    except metadata.PackageNotFoundError:  # a checkout that was not installed, or a package without metadata
+        return None
+    for one in asked:
+        if canonicalize_name(one.name) == canonicalize_name(package) and not one.specifier.contains(version, True):
+            return f"{one.name}{one.specifier}, and {version} is installed"
+    return None
 
 
 def device_info(device: torch.device) -> dict[str, Any]:

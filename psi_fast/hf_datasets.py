@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from psi_fast.checkpoints import hub_in_reach, one_line
+from psi_fast.environment import outdated
 from psi_fast.errors import InputError, nearest
 from psi_fast.image_files import open_image, read_file, require_size
 from psi_fast.image_set import ImageSet
@@ -97,6 +98,8 @@ def _package(source: Any) -> ModuleType:
         if isinstance(source, str) and not _lies_here(source):
             raise InputError(f"{_not_here(source)}; as a dataset of the hub it needs {install}")
         raise InputError(f"Hugging Face datasets need {install}; images may also be a folder or a zip")
+    if said := outdated("datasets"):  # which could run a dataset's own script
+        raise InputError(f'Hugging Face datasets need {said}: pip install --upgrade "psi-fast[datasets]"')
     return importlib.import_module("datasets")
 
 

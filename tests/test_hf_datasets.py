@@ -259,6 +259,13 @@ def test_a_mistyped_folder_is_told_without_asking_the_hub_for_long(tmp_path, mon
     assert "check the path" in text
 
 
+def test_an_older_package_which_could_run_a_script_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("psi_fast.environment.metadata.version", lambda name: "3.6.0")
+    (tmp_path / "x.parquet").touch()
+    text = message(open_images, tmp_path / "x.parquet")
+    assert 'need datasets>=4.0, and 3.6.0 is installed: pip install --upgrade "psi-fast[datasets]"' in text
+
+
 def test_a_mistyped_folder_without_the_package_is_told_as_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)

@@ -182,6 +182,15 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
     assert 'needs the package sentence-transformers: pip install "psi-fast[text-head]"' in says
 
 
+def test_an_older_package_which_could_run_a_folders_code_is_refused(monkeypatch):
+    pytest.importorskip("sentence_transformers")
+    monkeypatch.setattr("psi_fast.environment.metadata.version", lambda name: "5.1.0")
+    says = message(load_text_head, "sentence-transformers:all-MiniLM-L6-v2", error=ModelError)
+    assert says.endswith(
+        'needs sentence-transformers>=6.0, and 5.1.0 is installed: pip install --upgrade "psi-fast[text-head]"'
+    )
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """A folder with a small random model that knows some letters."""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from psi_fast.checkpoints import state_fingerprint
+from psi_fast.environment import outdated
 from psi_fast.errors import ModelError
 from psi_fast.module_identity import computation
 from psi_fast.preprocess import Preprocess
@@ -73,8 +74,14 @@ def seeded() -> Generator[None]:
         yield
 
 
+_DISTRIBUTIONS = {"open_clip": "open_clip_torch"}
+"""Packages that install under another name than they are imported by."""
+
+
 def require(package: str, install: str, spec: str) -> Any:
-    """The imported optional `package`; a ModelError says what to `install` for `spec` when it is missing."""
+    """The imported optional `package`; a ModelError says what to `install` for `spec` when it is missing or too old."""
     if importlib.util.find_spec(package) is None:
         raise ModelError(f"{spec} needs the package {package.replace('_', '-')}: pip install {install}")
+    if said := outdated(_DISTRIBUTIONS.get(package, package)):
+        raise ModelError(f"{spec} needs {said}: pip install --upgrade {install}")
     return importlib.import_module(package)
