@@ -191,7 +191,7 @@ def report(
         folders: Run folders; several layers or networks in one report.
         out: Folder to write, which holds nothing or an earlier report. Default: `report` in the run folder, or of several
             runs in the folder that holds them all.
-        images: Where the runs' images are now, as for `psi-fast score`; default: where each run found them.
+        images: Where the runs' images are now, as for `psi-fast score`; default: where each run found them, unless it is the hub.
         pictures: Show the patches; --no-pictures needs no images.
         progress: Show progress on stderr: bars on a terminal, else a line a stage.
     """

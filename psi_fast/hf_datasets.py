@@ -95,7 +95,7 @@ def open_dataset(source: Any) -> ImageSet:
 def _package(source: Any) -> ModuleType:
     if importlib.util.find_spec("datasets") is None:
         install = 'the package datasets (pip install "psi-fast[datasets]")'
-        if isinstance(source, str) and not _lies_here(source):
+        if isinstance(source, str) and not lies_here(source):
             raise InputError(f"{_not_here(source)}; as a dataset of the hub it needs {install}")
         raise InputError(f"Hugging Face datasets need {install}; images may also be a folder or a zip")
     if said := outdated("datasets"):  # which could run a dataset's own script
@@ -133,7 +133,7 @@ def _loaded(package: ModuleType, source: str | os.PathLike[str]) -> Any:
     text = os.fspath(source)
     place, split = _with_split(text)
     path = Path(place)
-    local = _lies_here(text)
+    local = lies_here(text)
     if local and not path.exists() and not glob(place, recursive=True):
         raise InputError(f"no file matches {place!r}; check the pattern and its folder")
     if not local and not _is_cached(package, place) and not hub_in_reach():  # whose client would try for half a minute
@@ -170,7 +170,7 @@ _UNFETCHED = (
 )
 
 
-def _lies_here(text: str) -> bool:
+def lies_here(text: str) -> bool:
     """Whether it names files of this machine, there or not, and no dataset of the hub."""
     path = Path(_with_split(text)[0])
     return path.exists() or path.suffix in FILES

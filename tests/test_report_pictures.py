@@ -12,6 +12,7 @@ from image_helpers import message, paint
 from PIL import Image
 
 from psi_fast import crops, store
+from psi_fast.errors import InputError
 from psi_fast.image_bank import from_square, open_bank, to_square
 from psi_fast.image_set import ImageSet
 from psi_fast.images import open_images
@@ -118,6 +119,23 @@ def test_the_pixels_are_those_that_the_encoder_was_given(folder, monkeypatch):
     found = {tuple(box) for box in np.concatenate(shown).tolist()}
     assert len(found) > 10
     assert found <= encoded
+
+
+@pytest.mark.parametrize("source", ["owner/name", "owner/name@train"])
+def test_a_dataset_of_the_hub_is_fetched_only_where_images_name_it(folder, monkeypatch, source):
+    scores, asked = scored(folder), []
+    scores.manifest["source"] = source
+
+    def opened(images, **_):
+        asked.append(images)
+        raise InputError("asked")
+
+    monkeypatch.setattr(module, "open_images", opened)
+    text = message(reopened, scores)
+    assert f"give --images {source} for it, or --no-pictures" in text
+    assert asked == []
+    assert message(reopened, scores, source) == "asked"
+    assert asked == [source]
 
 
 def test_the_run_s_own_squares_are_read_again(folder, loads):

@@ -13,9 +13,11 @@ from psi_fast.cache import cache_folder
 from psi_fast.crops import whole_pixels
 from psi_fast.disk_room import require_free
 from psi_fast.errors import InputError, PsiFastError
+from psi_fast.hf_datasets import lies_here, names_dataset
 from psi_fast.image_bank import ImageBank, held_bank, open_bank, to_square
 from psi_fast.image_set import ImageSet
 from psi_fast.images import open_images
+from psi_fast.paths import path_errors
 from psi_fast.progress import Progress
 from psi_fast.scores import Scores, printable
 
@@ -93,7 +95,7 @@ def open_pictures(manifest: dict[str, Any], patches: pd.DataFrame, images: Any =
     manifest, patches
         Of the run.
     images : as `psi_fast.score` takes them, optional
-        Where the images are now; None is where the run found them.
+        Where the images are now; None is where the run found them, unless it is the hub.
 
     Raises
     ------
@@ -103,6 +105,12 @@ def open_pictures(manifest: dict[str, Any], patches: pd.DataFrame, images: Any =
         The disk has no room for the decoded images.
     """
     source = manifest["source"] if images is None else images
+    with path_errors("where the run's images are", InputError):
+        if images is None and isinstance(source, str) and names_dataset(source) and not lies_here(source):
+            raise InputError(
+                f"the images of the run are the hub's dataset {source!r}, which no run folder may have fetched by itself; "
+                f"give --images {source} for it, or --no-pictures"
+            )
     config = manifest["config"]
     try:
         found = open_images(
