@@ -22,7 +22,8 @@ def tell(line: str) -> None:
 
     What would command the terminal, as in a name of a file, is spelled out.
     """
-    text = f"{spelled(line)}\n"
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    text = f"{spelled(line)}\n".encode(encoding, "backslashreplace").decode(encoding)
     with suppress(OSError, ValueError):  # closed
         for start in range(0, len(text), PIECE):
             if sys.stderr is None or not _takes_more(sys.stderr):

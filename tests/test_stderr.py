@@ -105,6 +105,14 @@ def test_lines_are_dropped_while_the_pipe_is_full_and_told_again_later(pipe, mon
         assert 0 < len(os.read(pipe[0], 10**6)) <= 4096
 
 
+def test_a_line_that_cannot_be_encoded_is_told_all_the_same(pipe, monkeypatch):
+    with open(os.dup(pipe[1]), "w", encoding="ascii") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        progress.tell("no image 'K\u00e4fer.png'")
+        os.write(pipe[1], b".")
+        assert os.read(pipe[0], 100) == b"no image 'K\\xe4fer.png'\n."
+
+
 def test_what_packages_say_is_read_where_somebody_reads(pipe, monkeypatch):
     with open(os.dup(pipe[1]), "w", encoding="ascii") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
