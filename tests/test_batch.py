@@ -23,9 +23,11 @@ from psi_fast.errors import ConfigError, PsiFastError, StoreError
 from psi_fast.experiments import Study
 from psi_fast.jobs import read_jobs
 from psi_fast.locks import alone, locked
+from psi_fast.present import Terminal
 
 TESTS = Path(__file__).parent
 SETTINGS = {"top_k": 12, "k_max": 3, "n_init": 1, "draws": 9, "patch": 0.5, "precision": "float32"}
+CTRL_C = "psi-fast: stopped by Ctrl-C; the same command goes on from what was last kept\n"
 JOB = {"network": "tiny:network", "layer": "2", "encoder": "classifier:tiny:classifier", "device": "cpu", **SETTINGS}
 
 
@@ -294,7 +296,7 @@ def test_an_interrupted_batch_is_cut_short_and_its_results_are_there(tmp_path, j
 
     monkeypatch.setattr(batch, "score", interrupted)
     assert tiny.run("jobs", "run", file, "--allow-code", "--no-progress") == 130
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", CTRL_C)
     folder, jobs = read_jobs(file)
     assert Batch(folder, jobs).table()["state"].tolist() == ["finished", "cut short"]
     assert not locked(folder)
@@ -371,7 +373,7 @@ def test_a_terminal_gets_the_live_table(tmp_path, job, monkeypatch):
     shown = io.StringIO()
     shown.isatty = lambda: True  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setattr(sys, "stderr", shown)
-    monkeypatch.setattr(batch_view, "Console", lambda **_: Console(file=shown, force_terminal=True, width=120))
+    monkeypatch.setattr(batch_view, "Terminal", lambda **_: Terminal(file=shown, force_terminal=True, width=120))
     run([job], tmp_path, progress=True)
     assert "finished" in shown.getvalue()
     assert "\x1b[?25h" in shown.getvalue()  # the cursor is back
