@@ -323,9 +323,16 @@ def test_embeddings_and_labels_of_anything(compiled, made):
 def test_one_line_is_asked_for():
     """The tests above can fail."""
     with pytest.raises(AssertionError):
-        attempt(raising, PsiFastError("two\nlines"))
+        attempt(raising, Broken())
     with pytest.raises(ValueError, match="of another kind"):
         attempt(raising, ValueError("of another kind"))
+
+
+class Broken(PsiFastError):
+    """An error of two lines, which no other can be."""
+
+    def __str__(self):
+        return "two\nlines"
 
 
 def raising(error):
