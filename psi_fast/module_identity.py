@@ -66,7 +66,7 @@ class _Told:
                         self.add(key, value)
 
     def add(self, name: str, value: Any) -> None:
-        if name in NOTES:
+        if name in NOTES or name.partition(" ")[2].strip("'") in NOTES:
             return
         if isinstance(value, PLAIN):
             self._say(f"{name}: {value!r}")
@@ -84,9 +84,12 @@ class _Told:
     def _made_of(self, name: str, value: Any) -> None:
         parts: dict[str, Any] = {}
         if isinstance(value, Mapping):
-            parts = {str(key): own for key, own in cast(Mapping[Any, Any], value).items()}
+            parts = {
+                f"{number} {_word(key)}": own
+                for number, (key, own) in enumerate(cast(Mapping[Any, Any], value).items())
+            }
         elif isinstance(value, Set):
-            parts = dict.fromkeys(sorted(map(repr, cast(Set[Any], value))))
+            parts = dict.fromkeys(sorted(map(_word, cast(Set[Any], value))))
         elif isinstance(value, Sequence):
             parts = {str(number): own for number, own in enumerate(cast(Sequence[Any], value))}
         elif isinstance(value, functools.partial):
@@ -99,8 +102,8 @@ class _Told:
             self.kind(name, value)
             return
         elif dataclasses.is_dataclass(value):
-            parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        elif callable(getattr(value, "to_dict", None)):  # a configuration of transformers
+            parts = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
+        elif _of_transformers(value):
             parts = value.to_dict()
         self._say(f"{name}: {type(value).__qualname__} {getattr(value, '__qualname__', '')} of {len(parts)}")
         for key, own in parts.items():
@@ -114,13 +117,24 @@ class _Told:
     def _array(self, name: str, value: torch.Tensor | np.ndarray) -> None:
         own = torch.as_tensor(value) if isinstance(value, torch.Tensor) or value.dtype.kind in "biufc" else None
         if own is None or own.is_sparse:
-            self._say(f"{name}: {value!r}")
+            self._say(f"{name}: {value.dtype} {tuple(value.shape)}")
             return
         self._say(f"{name}: {own.dtype} {tuple(own.shape)}")
         self._digest.update(own.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
     def _say(self, text: str) -> None:
         self._digest.update(f"{text}\n".encode("utf-8", "surrogateescape"))
+
+
+def _word(value: Any) -> str:
+    """A key; of an object's name in memory, which is another one in each process, nothing."""
+    return repr(value) if isinstance(value, PLAIN) else type(value).__qualname__
+
+
+def _of_transformers(value: Any) -> bool:
+    """Whether it is a configuration as that package makes them."""
+    kinds = {kind.__module__.partition(".")[0] for kind in type(value).__mro__}
+    return "transformers" in kinds and hasattr(value, "to_dict")
 
 
 def _code(code: types.CodeType) -> list[Any]:

@@ -54,7 +54,9 @@ class RayWorkers:
         self._ray = require("ray", "psi-fast[ray]", "--ray")
         self._threads = torch.get_num_threads()
         self._gpus = int(pick_device(device).type == "cuda")
-        threads = f"{self._threads} CPUs, as many as this process has threads (OMP_NUM_THREADS)"
+        threads = (
+            f"{self._threads} CPU{'s' * (self._threads > 1)}, as many as this process has threads (OMP_NUM_THREADS)"
+        )
         self.claim = "a GPU" if self._gpus else threads
         self._own = not self._ray.is_initialized()
         if self._own:

@@ -102,7 +102,7 @@ def require_all(found: Mapping[int, Any], count: int, stage: str) -> None:
     """See that the results of all `count` parts are there; OthersMissing where some are other tasks'."""
     if missing := count - len(found):
         raise OthersMissing(
-            f"{missing} of the {count} parts of {stage} are other tasks', and not there yet; what was this task's is kept"
+            f"{missing} of the {count} parts of {stage} are other tasks', and not there yet; what is done is kept"
         )
 
 

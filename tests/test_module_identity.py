@@ -3,10 +3,12 @@
 import functools
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -77,6 +79,7 @@ ANOTHER = {
     "private number": (lambda: Act(_scale=1), lambda: Act(_scale=2)),
     "list": (lambda: Act(kept=[1, [2]]), lambda: Act(kept=[1, [3]])),
     "mapping": (lambda: Act(kept={"a": 1}), lambda: Act(kept={"a": 2})),
+    "key": (lambda: Act(kept={"a": 1}), lambda: Act(kept={"b": 1})),
     "set": (lambda: Act(kept={1, 2}), lambda: Act(kept={1, 3})),
     "tensor": (lambda: Act(kept=torch.ones(3)), lambda: Act(kept=torch.zeros(3))),
     "buffer that is not saved": (lambda: buffered(1.0), lambda: buffered(2.0)),
@@ -113,6 +116,20 @@ def test_what_a_module_is_told_by_holds_itself():
     module.kept = [module.__dict__, {"module": module}]
     module.kept.append(module.kept)
     assert computation(module) == computation(module)
+
+
+class Awkward:
+    """Whatever is asked of it needs more than is given."""
+
+    def to_dict(self, more):
+        return more
+
+
+def test_objects_of_others_are_told_by_their_class():
+    def made():
+        return Act(kept={Awkward(): Awkward(), len: {Awkward()}}, objects=np.array([Awkward()]), lock=threading.Lock())
+
+    assert computation(made()) == computation(made())
 
 
 def test_where_it_lies_is_not_told():
