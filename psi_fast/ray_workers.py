@@ -1,5 +1,6 @@
 """The workers of a Ray cluster, on this machine or on many: parts go to whoever is free, and again where a worker is lost."""
 
+import functools
 import signal
 import socket
 import sys
@@ -14,6 +15,7 @@ import torch
 from psi_fast.environment import pick_device
 from psi_fast.errors import ConfigError, PsiFastError
 from psi_fast.networks.network import require
+from psi_fast.store import code_fingerprint
 from psi_fast.workers import Result
 
 RETRIES = 10
@@ -132,7 +134,7 @@ class RayWorkers:
             while left or running:
                 while left and len(running) < self._given:
                     number, task = left.pop(0)
-                    running[self._run.remote(work, self._threads, sys.path, given, *task)] = number
+                    running[self._run.remote(work, self._threads, sys.path, _code(), given, *task)] = number
                 (done,), _ = ray.wait(list(running))
                 number = running.pop(done)
                 yield number, self._result(done, number)
@@ -187,9 +189,20 @@ def _same_answer_to_sigterm() -> Generator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(work: Callable[..., Any], threads: int, paths: list[str], given: list[Any] | None, *task: Any) -> Any:
+@functools.cache
+def _code() -> str:
+    return code_fingerprint()
+
+
+def _run(
+    work: Callable[..., Any], threads: int, paths: list[str], code: str, given: list[Any] | None, *task: Any
+) -> Any:
     """A part, in a worker, which finds the modules that the sender finds."""
     sys.path += [path for path in paths if path not in sys.path]
+    if code != _code():
+        raise PsiFastError(
+            "a worker of the Ray cluster has another psi_fast than this process; install the same version on all machines"
+        )
     torch.set_num_threads(threads)
     if given is None:
         return work(*task)

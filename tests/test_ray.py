@@ -212,6 +212,12 @@ def test_a_cluster_without_room_is_refused(cluster, monkeypatch):
         RayWorkers(device="cpu")
 
 
+def test_a_worker_with_another_psi_fast_is_refused(cluster, monkeypatch):
+    monkeypatch.setattr("psi_fast.ray_workers._code", lambda: "another")
+    with RayWorkers(workers=1, device="cpu") as workers, pytest.raises(PsiFastError, match="has another psi_fast"):
+        list(workers.results(len, {0: ("a",)}))
+
+
 def test_work_that_ends_every_worker_is_given_up(cluster, monkeypatch):
     monkeypatch.setattr("psi_fast.ray_workers.RETRIES", 1)
     with RayWorkers(workers=1, device="cpu") as workers, pytest.raises(PsiFastError, match="workers were lost 2 times"):
