@@ -1,15 +1,13 @@
 """Images decoded once: a square of uint8 pixels each, in one file that is mapped into memory."""
 
-import hashlib
 import inspect
 import json
 import os
 import shutil
 import tempfile
 import weakref
-import zlib
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,23 +18,21 @@ from numpy.lib.format import open_memmap
 from PIL import Image
 
 from psi_fast.cache import cache_folder
+from psi_fast.decoding import CHECKS, PIXELS, SIZES, allocated, checksums, content, decode
 from psi_fast.disk_room import require_free
 from psi_fast.errors import ConfigError, PsiFastError, StoreError
 from psi_fast.image_set import ImageSet, to_rgb
 from psi_fast.locks import lock
-from psi_fast.prefetch import prefetch
 from psi_fast.progress import Progress
 from psi_fast.store import fingerprint
 
 FORMAT = 2
 """Changes when a bank's files do."""
-PIXELS, SIZES, ABOUT = "pixels.npy", "sizes.npy", "bank.json"
+ABOUT = "bank.json"
 BUILDING = ".building-"
 PROBED = 64
 """Images whose size is looked at before the side of the bank is chosen."""
 MAX_SIDE = 4096
-CHECKED = 64
-"""Images whose checksums one thread finds at a time."""
 RESIDENT_SHARE = 0.5
 """Of a GPU's free memory, what a bank may take; a larger one is read from disk batch by batch."""
 
@@ -161,11 +157,11 @@ def open_bank(
         return bank
     place = root / identity[:20]
     shutil.rmtree(place, ignore_errors=True)  # one that is not whole, has a wrong bit or is of another version
-    _make_room(images, root, side)
+    _make_room(images, place, side)
     with _built(root, place, images.lasting) as (building, final, held):
-        content = _decode(images, side, building, progress)
-        about = {"format": FORMAT, "identity": identity, "content": content}
+        about = {"format": FORMAT, "identity": identity, "content": decode(images, side, squared, building, progress)}
         (building / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+    (final / CHECKS).unlink(missing_ok=True)
     bank = _held(final, identity, len(images), side)
     if bank is not None and not _sound(bank):
         bank = None
@@ -179,7 +175,7 @@ def open_bank(
 def require_room(images: ImageSet, *, folder: Path | None, side: int) -> None:
     """See that the disk has room for the bank of `images` with `side` in px, unless an earlier run left it.
 
-    Folders that killed runs left are taken away first. `folder` is as for `open_bank`.
+    Folders that killed runs of other images left are taken away first. `folder` is as for `open_bank`.
 
     Raises
     ------
@@ -188,17 +184,18 @@ def require_room(images: ImageSet, *, folder: Path | None, side: int) -> None:
     """
     root, identity = _place(images, folder, side)
     if not images.lasting or _held(root / identity[:20], identity, len(images), side) is None:
-        _make_room(images, root, side)
+        _make_room(images, root / identity[:20], side)
 
 
-def _make_room(images: ImageSet, root: Path, side: int) -> None:
-    """As `require_room`, of a bank that is not there."""
+def _make_room(images: ImageSet, place: Path, side: int) -> None:
+    """As `require_room`, of a bank that is not in `place`."""
+    root, begun = place.parent, _unfinished(place)
     with _writing(root):
         root.mkdir(parents=True, exist_ok=True)
-        _sweep(root)
+        _sweep(root, begun if images.lasting else None)
         require_free(
             root,
-            len(images) * side * side * 3,
+            max(0, len(images) * side * side * 3 - allocated(begun)),
             "the decoded images need",
             "keep none (--bank stream), give another folder (--bank), a smaller side (--bank-side) or fewer images "
             "(--max-images)",
@@ -300,54 +297,21 @@ def _mapped(place: Path, count: int, side: int) -> tuple[ImageBank | None, str |
 def _sound(bank: ImageBank) -> bool:
     """Whether a bank holds what was written, down to each bit."""
     pixels = bank.read(slice(None), torch.device("cpu")).numpy()
-
-    def work(first: int) -> list[int]:
-        return [zlib.crc32(own) for own in pixels[first : first + CHECKED]]
-
-    with closing(prefetch(work, range(0, len(pixels), CHECKED), ahead=64)) as parts:
-        checks = np.array([own for part in parts for own in part], dtype=np.uint32)
-    return bank.content == _content(checks, bank.sizes)
-
-
-def _content(checks: np.ndarray, sizes: np.ndarray) -> str:
-    """SHA-256 (hex) of the images' CRC-32 [N] uint32, which threads find side by side, and of their sizes."""
-    return hashlib.sha256(checks.tobytes() + sizes.tobytes()).hexdigest()
-
-
-def _decode(images: ImageSet, side: int, folder: Path, progress: Progress) -> str:
-    """Writes the files of pixels and of the originals' sizes into `folder`; the checksum of both."""
-    pixels = open_memmap(folder / PIXELS, mode="w+", dtype=np.uint8, shape=(len(images), side, side, 3))
-    if hasattr(os, "posix_fallocate"):  # a mapped file that finds the disk full ends the process
-        with (folder / PIXELS).open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
-    sizes, checks = np.empty((len(images), 2), dtype=np.int64), np.empty(len(images), dtype=np.uint32)
-
-    def work(index: int) -> None:
-        image = images.load(index)
-        sizes[index] = image.size
-        square = np.ascontiguousarray(squared(image, side))
-        pixels[index], checks[index] = square, zlib.crc32(square.data)
-
-    with (
-        closing(prefetch(work, range(len(images)), ahead=64)) as done,
-        progress.bar("decoding", len(images), "img") as bar,
-    ):
-        for _ in done:
-            bar.update()
-    pixels.flush()
-    np.save(folder / SIZES, sizes)
-    return _content(checks, sizes)
+    return bank.content == content(checksums(pixels, np.arange(len(pixels))), bank.sizes)
 
 
 @contextmanager
 def _built(root: Path, place: Path, lasting: bool) -> Iterator[tuple[Path, Path, int | None]]:
-    """A folder to build in, and the one it becomes once the block ends well; nothing is left otherwise.
+    """A folder to build in, and the one it becomes once the block ends well.
 
-    The third is the lock on a folder that does not last, which `_discard` takes.
+    After an error nothing is left; of a process that is told to stop, or killed, what the next one goes on from, if it lasts. The
+    third is the lock on a folder that does not last, which `_discard` takes.
     """
     with _writing(root), _only_one(root):
-        building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=root))
-        held = lock(building)
+        building, held = _begun(place) if lasting else (None, None)
+        if building is None:
+            building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=root))
+            held = lock(building)
     final = place if lasting else building
     try:
         with _writing(root):
@@ -355,11 +319,27 @@ def _built(root: Path, place: Path, lasting: bool) -> Iterator[tuple[Path, Path,
             if lasting:
                 shutil.rmtree(place, ignore_errors=True)  # one that another process has made meanwhile
                 building.rename(place)
-    except BaseException:
-        _discard(building, held)
+    except BaseException as error:
+        if isinstance(error, Exception) or building != _unfinished(place):
+            _discard(building, held)
+        elif held is not None:
+            os.close(held)
         raise
     if lasting and held is not None:
         os.close(held)
+
+
+def _unfinished(place: Path) -> Path:
+    """Where the bank of `place` is built, if nobody else builds it."""
+    return place.with_name(f"{BUILDING}{place.name}")
+
+
+def _begun(place: Path) -> tuple[Path | None, int | None]:
+    """That folder and the lock on it; None and None where another process has it, or locks are not known."""
+    building = _unfinished(place)
+    building.mkdir(exist_ok=True)
+    held = lock(building)
+    return (None, None) if held is None else (building, held)
 
 
 @contextmanager
@@ -374,11 +354,11 @@ def _writing(root: Path) -> Iterator[None]:
         ) from error
 
 
-def _sweep(root: Path) -> None:
-    """Take away the folders of killed runs: those that no process holds a lock on."""
+def _sweep(root: Path, but: Path | None) -> None:
+    """Take away the folders of killed runs, those that no process holds a lock on, `but` one, which goes on."""
     with _only_one(root) as alone:
         for left in root.glob(f"{BUILDING}*") if alone else ():
-            if (held := lock(left)) is not None:
+            if left != but and (held := lock(left)) is not None:
                 _discard(left, held)
 
 

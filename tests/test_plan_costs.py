@@ -11,7 +11,7 @@ from torch import nn
 
 from psi_fast import PSIConfig
 from psi_fast.activation_tap import ActivationTap
-from psi_fast.image_bank import PIXELS, SIZES
+from psi_fast.decoding import PIXELS, SIZES
 from psi_fast.mining import Miner
 from psi_fast.networks import load_network
 from psi_fast.planning.costs import (
