@@ -337,8 +337,11 @@ def _unfinished(place: Path) -> Path:
 def _begun(place: Path) -> tuple[Path | None, int | None]:
     """That folder and the lock on it; None and None where another process has it, or locks are not known."""
     building = _unfinished(place)
+    there = building.exists()
     building.mkdir(exist_ok=True)
     held = lock(building)
+    if held is None and not there:
+        building.rmdir()
     return (None, None) if held is None else (building, held)
 
 

@@ -14,7 +14,7 @@ from image_helpers import message
 from safetensors.torch import load_file
 from test_text_banks import Tower
 
-from psi_fast import api, image_bank, shelf, store
+from psi_fast import api, decoding, image_bank, shelf, store
 from psi_fast.errors import StoreError
 
 FILES = store.FILES
@@ -101,7 +101,7 @@ def test_a_disk_that_is_full_at_any_write_ends_in_one_line_and_the_next_run_goes
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [(os, "posix_fallocate"), (np, "save"), (Path, "write_text"), (Path, "rename")]
+    ("module", "name"), [(os, "posix_fallocate"), (decoding, "open_memmap"), (Path, "write_text"), (Path, "rename")]
 )
 def test_a_full_disk_while_images_are_decoded_leaves_none_of_them(tmp_path, pictures, whole, monkeypatch, module, name):
     def full(*_, **__):

@@ -315,7 +315,7 @@ def test_images_are_decoded_side_by_side_and_counted(tmp_path, monkeypatch):
     progress = Progress(False)
     monkeypatch.setattr(progress, "bar", lambda *about: bars.append(Counter(*about)) or bars[-1])
     open_bank(images, 32, folder=tmp_path, side=32, progress=progress)
-    assert [(bar.about, bar.count) for bar in bars] == [(("decoding", 6, "img"), 6)]
+    assert [(bar.about, bar.count) for bar in bars] == [(("decoding", 6, "img", 0), 6)]
 
 
 def test_boxes_return_to_the_originals(tmp_path):
