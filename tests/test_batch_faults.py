@@ -23,6 +23,14 @@ def _same_code(monkeypatch):
     monkeypatch.setattr(store, "code_fingerprint", lambda experiments=False: "this code")
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c():
+    """Python's own answer, also where the shell that the tests were started from has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def job(pictures):
     return JOB | {"images": str(pictures)}
