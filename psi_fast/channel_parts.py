@@ -20,6 +20,24 @@ FEWEST, MOST = 16, 256
 """Channels of a part for one of several workers."""
 
 
+class Given(NamedTuple):
+    """What channels are clustered and measured from.
+
+    patches, plain : as they are scored, and the same without centring
+    labels : [C, K] int64 or None
+    bank : as of `measure`
+    weights, class_selectivity, config : as of `peer_scores`
+    """
+
+    patches: PatchEmbeddings
+    plain: PatchEmbeddings
+    labels: Tensor | None
+    bank: Bank | None
+    weights: np.ndarray | None
+    class_selectivity: np.ndarray | None
+    config: PSIConfig
+
+
 class Clustered(NamedTuple):
     """What a layer's patches come to before anything is drawn."""
 
@@ -28,39 +46,23 @@ class Clustered(NamedTuple):
     peers: PeerScores
 
 
-def clustered(
-    patches: PatchEmbeddings,
-    plain: PatchEmbeddings,
-    labels: Tensor | None,
-    bank: Bank | None,
-    weights: np.ndarray | None,
-    class_selectivity: np.ndarray | None,
-    config: PSIConfig,
-    progress: Progress,
-) -> Clustered:
-    """Of `patches`, and of the same without centring; `labels` [C, K] int64, the rest as of `measure` and `peer_scores`."""
-    clusters = cluster_patches(patches, config, progress)
-    components = measure(patches, clusters, labels, bank, config)
-    return Clustered(clusters, components, peer_scores(plain, weights, class_selectivity, config))
+def clustered(given: Given, progress: Progress) -> Clustered:
+    """Clusters, components and peers' scores of all channels."""
+    clusters = cluster_patches(given.patches, given.config, progress)
+    components = measure(given.patches, clusters, given.labels, given.bank, given.config)
+    return Clustered(
+        clusters, components, peer_scores(given.plain, given.weights, given.class_selectivity, given.config)
+    )
 
 
-def spread_clustered(
-    patches: PatchEmbeddings,
-    plain: PatchEmbeddings,
-    labels: Tensor | None,
-    bank: Bank | None,
-    weights: np.ndarray | None,
-    class_selectivity: np.ndarray | None,
-    config: PSIConfig,
-    progress: Progress,
-    workers: Workers,
-) -> Clustered:
+def spread_clustered(given: Given, progress: Progress, workers: Workers) -> Clustered:
     """As `clustered`, to the same bits."""
+    patches, plain, labels, bank, *activations, config = given
     device, count = patches.unique.device, len(patches.index)
 
     def task(rows: np.ndarray) -> tuple[Any, ...]:
         real = rows[rows < patches.real]  # the activations of random patches are not known
-        known = (None if own is None else own[real] for own in (weights, class_selectivity))
+        known = (None if own is None else own[real] for own in activations)
         return patches.take(rows), plain.take(rows), None if labels is None else labels[rows].cpu(), *known
 
     shared = (None if bank is None else bank.to(torch.device("cpu")), config, device)
@@ -85,16 +87,9 @@ def clustered_part(
 ) -> dict[str, Tensor]:
     """`clustered` of some channels as tensors on the CPU, under "RECORD FIELD"."""
     bank, config, device = shared
-    found = clustered(
-        patches.to(device),
-        plain.to(device),
-        _on(labels, device),
-        None if bank is None else bank.to(device),
-        weights,
-        class_selectivity,
-        config,
-        Progress(False),
-    )
+    bank = None if bank is None else bank.to(device)
+    given = Given(patches.to(device), plain.to(device), _on(labels, device), bank, weights, class_selectivity, config)
+    found = clustered(given, Progress(False))
     return {
         f"{name} {field}": tensor.cpu()
         for name, record in found._asdict().items()

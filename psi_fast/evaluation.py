@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from psi_fast.channel_parts import clustered, spread_clustered, spread_text_null
+from psi_fast.channel_parts import Given, clustered, spread_clustered, spread_text_null
 from psi_fast.config import PSIConfig
 from psi_fast.null_parts import Spread, spread_nulls
 from psi_fast.nulls import concept_pool, draw_nulls, text_moments
@@ -97,8 +97,8 @@ def evaluate(
     bank = None if bank is None else bank.to(device)
     workers = None if spread is None else spread.others
     with progress.stage("clusters"), memory_told("clusters", FEWER_CHANNELS):
-        about = (patches, plain, labels, bank, weights, class_selectivity, config, progress)
-        made = clustered(*about) if workers is None else spread_clustered(*about, workers)
+        scored = Given(patches, plain, labels, bank, weights, class_selectivity, config)
+        made = clustered(scored, progress) if workers is None else spread_clustered(scored, progress, workers)
         clusters, components, peers = made
     with progress.stage("nulls"), memory_told("null draws", FEWER_CHANNELS):
         observed = {name: own for name, own in components.present().items() if name != "D"}

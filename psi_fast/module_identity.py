@@ -38,7 +38,7 @@ def computation(module: nn.Module) -> str:
         for key, value in vars(part).items():
             if key in HOOKS:
                 told.add(key, list(value.values()))
-            elif key not in _own:
+            elif key not in _own and key not in NOTES:
                 told.add(key, value)
     return told.end()
 
@@ -66,8 +66,6 @@ class _Told:
                         self.add(key, value)
 
     def add(self, name: str, value: Any) -> None:
-        if name in NOTES or name.partition(" ")[2].strip("'") in NOTES:
-            return
         if isinstance(value, PLAIN):
             self._say(f"{name}: {value!r}")
         elif isinstance(value, (torch.Tensor, np.ndarray)):
@@ -84,10 +82,8 @@ class _Told:
     def _made_of(self, name: str, value: Any) -> None:
         parts: dict[str, Any] = {}
         if isinstance(value, Mapping):
-            parts = {
-                f"{number} {_word(key)}": own
-                for number, (key, own) in enumerate(cast(Mapping[Any, Any], value).items())
-            }
+            items = cast(Mapping[Any, Any], value).items()
+            parts = {f"{number} {_word(key)}": own for number, (key, own) in enumerate(items) if key not in NOTES}
         elif isinstance(value, Set):
             parts = dict.fromkeys(sorted(map(_word, cast(Set[Any], value))))
         elif isinstance(value, Sequence):
@@ -104,7 +100,7 @@ class _Told:
         elif dataclasses.is_dataclass(value):
             parts = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
         elif _of_transformers(value):
-            parts = value.to_dict()
+            parts = {"settings": value.to_dict()}
         self._say(f"{name}: {type(value).__qualname__} {getattr(value, '__qualname__', '')} of {len(parts)}")
         for key, own in parts.items():
             self.add(key, own)

@@ -9,10 +9,12 @@ channels in all, of which K top patches each; U distinct crops, d numbers an emb
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from psi_fast.channel_parts import FEWEST, MOST
 from psi_fast.disk_room import HEAD_BYTES
 from psi_fast.evaluation import RANDOM_CHANNELS
 from psi_fast.planning.workload import Workload
 from psi_fast.results import COMPONENTS, KEPT_DRAWS, KEPT_IMAGES
+from psi_fast.workers import PARTS_PER_WORKER
 from psi_fast_kernels.cluster import cost as cluster
 from psi_fast_kernels.permutation_null import cost as permutation
 from psi_fast_kernels.philox.cost import operations as random_operations
@@ -29,8 +31,6 @@ PATCH_ROW, SCORE_ROW = 7, 200
 """Bytes of a row of patches.parquet and of scores.parquet, as they were measured; names that repeat hardly count."""
 IMAGE_PARTS = 64
 """Parts of the images: more workers than that find nothing to mine."""
-ROUNDS, FEWEST, MOST = 4, 16, 256
-"""Parts of the channels a worker, and channels of a part at least and at most."""
 STAGES = ("open images", "load", "concepts", "decoding", "mining", "merge", "embedding", "clusters", "nulls", "writing")
 
 
@@ -207,7 +207,7 @@ def channel_parts(work: Workload, workers: int) -> ChannelParts:
     parts = busiest = channels = 0
     for layer in work.layers:
         scored = layer.channels + RANDOM_CHANNELS
-        each = scored if workers == 1 else max(FEWEST, min(MOST, share(scored, ROUNDS * workers)))
+        each = scored if workers == 1 else max(FEWEST, min(MOST, share(scored, PARTS_PER_WORKER * workers)))
         own = share(share(scored, each), workers)
         parts += share(scored, each)
         busiest += own
